@@ -1,0 +1,7 @@
+"""The Lightning callbacks: hooks only."""
+
+from relict_lightning.callbacks.checkpoint import MemorizationCheckpoint
+from relict_lightning.callbacks.monitor import ReplicaMonitor
+from relict_lightning.callbacks.stopping import MemorizationStopping
+
+__all__ = ["MemorizationCheckpoint", "MemorizationStopping", "ReplicaMonitor"]

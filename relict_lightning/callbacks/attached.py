@@ -1,0 +1,23 @@
+"""Finding the monitor that a run is watched by."""
+
+from lightning.pytorch import Trainer
+
+from relict_lightning.callbacks.monitor import ReplicaMonitor
+from relict_lightning.errors import ConfigurationError
+
+
+def attached_monitor(trainer: Trainer, owner: str) -> ReplicaMonitor:
+    """Return the trainer's first `ReplicaMonitor`.
+
+    Args:
+        trainer: The trainer.
+        owner: Name of the callback that asks, for the message.
+
+    Raises:
+        ConfigurationError: If the trainer has none.
+    """
+    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
+    for callback in callbacks:
+        if isinstance(callback, ReplicaMonitor):
+            return callback
+    raise ConfigurationError(f"{owner} needs a ReplicaMonitor among the trainer's callbacks. Add one before it.")

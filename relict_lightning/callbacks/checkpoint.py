@@ -1,0 +1,159 @@
+"""Keeping the checkpoint to go back to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from relict_lightning.callbacks.attached import attached_monitor
+from relict_lightning.errors import ConfigurationError
+from relict_lightning.onset import rate_to_primitives
+from relict_lightning.results import Evaluation, RateEstimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptCheckpoint:
+    """A checkpoint and the replica rate of the model in it.
+
+    Attributes:
+        path: Where it lies.
+        step: Its optimizer step.
+        replica_rate: The rate measured at that step.
+    """
+
+    path: str
+    step: int
+    replica_rate: RateEstimate
+
+
+class MemorizationCheckpoint(Checkpoint):
+    """Keeps the checkpoint to go back to when memorization is found.
+
+    After each evaluation of `ReplicaMonitor` before onset it saves a checkpoint, and drops those that a newer one
+    makes pointless: an older checkpoint is kept only where its replica rate is better bounded than that of every newer
+    one. At onset it names the newest checkpoint whose whole interval lies below the rate at onset, and the newest
+    of the best bounded ones where there is none.
+
+    Args:
+        dirpath: Folder of the checkpoints; None takes `relict_checkpoints` in the trainer's `default_root_dir`.
+        keep: How many checkpoints to keep at most, at least 1.
+
+    Raises:
+        ConfigurationError: If `keep` is below 1.
+
+    Attributes:
+        kept: The checkpoints kept, oldest first.
+        best: The checkpoint to go back to; None before onset, or where nothing was saved before it.
+    """
+
+    def __init__(self, dirpath: str | Path | None = None, *, keep: int = 3) -> None:
+        if keep < 1:
+            raise ConfigurationError(f"keep must be at least 1, got {keep}.")
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.keep = keep
+        self.kept: list[KeptCheckpoint] = []
+        self.best: KeptCheckpoint | None = None
+        self._seen = 0
+
+    @property
+    def state_key(self) -> str:
+        """A key of its own for each folder."""
+        return self._generate_state_key(dirpath=str(self.dirpath))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Fix the folder, the same on every rank."""
+        if self.dirpath is None:
+            self.dirpath = Path(trainer.default_root_dir) / "relict_checkpoints"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Pass over evaluations that were made before; there is nothing to save before the first step."""
+        self._seen = len(attached_monitor(trainer, type(self).__name__).history)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save after a step at which the monitor evaluated."""
+        self._follow(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after an epoch at whose end the monitor evaluated."""
+        self._follow(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after a validation at which the monitor evaluated."""
+        if not trainer.sanity_checking:
+            self._follow(trainer)
+
+    def _follow(self, trainer: Trainer) -> None:
+        """Act on the monitor's newest evaluation, once."""
+        monitor = attached_monitor(trainer, type(self).__name__)
+        if len(monitor.history) <= self._seen or trainer.fast_dev_run:
+            return
+        self._seen = len(monitor.history)
+        newest = monitor.history[-1]
+        if newest.replica_rate is None:
+            return
+        if monitor.onset is None:
+            self._save(trainer, newest, newest.replica_rate)
+        elif self.best is None:
+            self.best = choose(self.kept, monitor.onset.replica_rate)
+            rank_zero_info(self._describe())
+
+    def _save(self, trainer: Trainer, evaluation: Evaluation, rate: RateEstimate) -> None:
+        assert self.dirpath is not None  # noqa: S101 - fixed in setup
+        # No slash in the name: it would make a folder.
+        path = self.dirpath / f"step={evaluation.step}-replicas={rate.successes}-of-{rate.trials}.ckpt"
+        kept = KeptCheckpoint(path=str(path), step=evaluation.step, replica_rate=rate)
+        remaining = [*(older for older in self.kept if older.replica_rate.high < rate.high), kept][-self.keep :]
+        dropped = [older for older in self.kept if older not in remaining and older.path != kept.path]
+        self.kept = remaining
+        trainer.save_checkpoint(path)
+        for older in dropped:
+            trainer.strategy.remove_checkpoint(older.path)
+
+    def _describe(self) -> str:
+        if self.best is None:
+            return "No checkpoint was saved before memorization onset. Evaluate more often, or train on more patients."
+        return (
+            f"Go back to {self.best.path}: step {self.best.step}, before memorization onset, "
+            f"replica rate {self.best.replica_rate}."
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the kept checkpoints as primitives."""
+        return {
+            "kept": [_to_primitives(checkpoint) for checkpoint in self.kept],
+            "best": None if self.best is None else _to_primitives(self.best),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the checkpoints of the run that is resumed, as far as they still exist."""
+        restored = [_from_primitives(checkpoint) for checkpoint in state_dict["kept"]]
+        self.kept = [checkpoint for checkpoint in restored if Path(checkpoint.path).exists()]
+        self.best = state_dict["best"] and _from_primitives(state_dict["best"])
+
+
+def choose(kept: list[KeptCheckpoint], onset_rate: RateEstimate) -> KeptCheckpoint | None:
+    """Return the newest checkpoint whose interval lies below the rate at onset, else the newest best bounded one.
+
+    Args:
+        kept: Checkpoints from before onset, oldest first.
+        onset_rate: The replica rate at onset.
+    """
+    below = [checkpoint for checkpoint in kept if checkpoint.replica_rate.high < onset_rate.low]
+    if below:
+        return below[-1]
+    return min(reversed(kept), key=lambda checkpoint: checkpoint.replica_rate.high, default=None)
+
+
+def _to_primitives(checkpoint: KeptCheckpoint) -> dict[str, Any]:
+    rate = rate_to_primitives(checkpoint.replica_rate)
+    return {"path": checkpoint.path, "step": checkpoint.step, "replica_rate": rate}
+
+
+def _from_primitives(state: Mapping[str, Any]) -> KeptCheckpoint:
+    return KeptCheckpoint(**{**state, "replica_rate": RateEstimate(**state["replica_rate"])})

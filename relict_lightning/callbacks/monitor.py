@@ -1,0 +1,407 @@
+"""The monitor: looks at the generator while it trains, and leaves training as if nothing had looked."""
+
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from relict_lightning.callbacks.schedule import Schedule
+from relict_lightning.callbacks.sources import heldout_source, training_source
+from relict_lightning.detector import ReplicaDetector
+from relict_lightning.errors import ConfigurationError, RelictWarning, SamplerError
+from relict_lightning.interfaces import Sampler
+from relict_lightning.onset import EvidenceKind, Onset, OnsetDetector, copies_to_decide, rate_to_primitives
+from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
+from relict_lightning.samplers import chunk_seeds, draw, resolve_sampler
+from relict_lightning.tracking import logged_values, with_prefix, write_pairs, write_scalars
+from relict_lightning.training_state import preserved_random_state, seed_everywhere, untouched
+
+_CHUNK = 32
+_TINY = 4
+_PAIRS_KEPT = 8
+
+
+class ReplicaMonitor(Callback):
+    """Samples from the model while it trains, and logs how many of the samples are replicas of training images.
+
+    At the start, then every so many epochs or steps, it draws samples with its own seeds, looks them up in an index of
+    the training images, judges them against held-out patients, and logs the numbers under `relict/`. Weights, random
+    states, modes and the order of data are left as if nothing had looked. `MemorizationStopping` and
+    `MemorizationCheckpoint` act on what it finds.
+
+    Args:
+        detector: The detector; fitted here unless it is fitted. None makes one with the defaults.
+        sampler: Where samples come from: a `Sampler`, a function of (module, n), or the name of a method of the
+            module. None calls `module.sample(n)`, with a `generator` where it takes one.
+        num_samples: Samples per evaluation.
+        every_n_epochs: Epochs between evaluations.
+        every_n_steps: Optimizer steps between evaluations; when given, epochs do not count.
+        training: Training images: whatever `ReplicaDetector.fit` takes, or the name of an attribute of the
+            datamodule. None takes the data set of the training dataloader.
+        heldout: Images of other patients, in the same forms. None takes the data set of the validation dataloader.
+        alpha: Bound on the probability of a false alarm over the whole run.
+        tolerance: Replica rate that is put up with.
+        evaluate_at_start: Whether to evaluate before the first step.
+        sample_batch_size: Samples drawn at a time, the same each time; None draws up to 32.
+        cache_dir: Where the index is kept and found again; None takes `relict_cache` in the trainer's
+            `default_root_dir`. It holds patient data and stays on this machine. Not used with a `detector`.
+        seed: Seed of all sampling.
+        log_images: Whether pictures of matched pairs, which show patients, are sent to the loggers.
+        report_path: Where to write the HTML report, which shows patients, when training ends; None writes none.
+        progress: Whether to show progress bars; None follows the trainer's.
+
+    Raises:
+        ConfigurationError: If a number lies outside its range.
+
+    Attributes:
+        history: Every evaluation so far.
+        onset: When memorization was established, None while it is not.
+        last_result: What the detector found at the last evaluation.
+        last_pairs: The samples most like a copy at the last evaluation (at onset, once there is one), with their matches.
+        evaluated_now: Whether the newest training step was evaluated.
+    """
+
+    def __init__(
+        self,
+        detector: ReplicaDetector | None = None,
+        *,
+        sampler: Sampler | Callable[..., Tensor] | str | None = None,
+        num_samples: int = 64,
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        training: Any | None = None,
+        heldout: Any | None = None,
+        alpha: float = 0.05,
+        tolerance: float = 0.01,
+        evaluate_at_start: bool = True,
+        sample_batch_size: int | None = None,
+        cache_dir: str | Path | None = None,
+        seed: int = 0,
+        log_images: bool = False,
+        report_path: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        if num_samples < 2:
+            raise ConfigurationError(f"num_samples must be at least 2, got {num_samples}.")
+        if sample_batch_size is not None and sample_batch_size < 1:
+            raise ConfigurationError(f"sample_batch_size must be at least 1, got {sample_batch_size}.")
+        self.schedule = Schedule(every_n_epochs=every_n_epochs, every_n_steps=every_n_steps)
+        self.detector = detector
+        self.sampler = resolve_sampler(sampler)
+        self.num_samples = num_samples
+        self.training = training
+        self.heldout = heldout
+        self.evaluate_at_start = evaluate_at_start
+        self.sample_batch_size = sample_batch_size or min(num_samples, _CHUNK)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.seed = seed
+        self.log_images = log_images
+        self.report_path = None if report_path is None else Path(report_path)
+        self.progress = progress
+        self.history: list[Evaluation] = []
+        self.last_result: DetectionResult | None = None
+        self.last_pairs: list[MatchedPair] = []
+        self._onset_detector = OnsetDetector(alpha=alpha, tolerance=tolerance)
+        self.evaluated_now = False
+
+    @property
+    def state_key(self) -> str:
+        """A key of its own for each configuration, so that two monitors keep two histories."""
+        return self._generate_state_key(
+            num_samples=self.num_samples, schedule=str(self.schedule), seed=self.seed, sampler=type(self.sampler).__name__
+        )
+
+    @property
+    def onset(self) -> Onset | None:
+        """When memorization was established; None while it is not."""
+        return self._onset_detector.onset
+
+    @property
+    def alpha(self) -> float:
+        """Bound on the probability of a false alarm over the whole run."""
+        return self._onset_detector.alpha
+
+    # Hooks ------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Build the reference, or find it in the cache, and evaluate once unless the run is resumed."""
+        with preserved_random_state():
+            self._prepare(trainer, pl_module)
+        if self.evaluate_at_start and not self.history:
+            values = self._evaluate(trainer, pl_module)
+            # Not through the module's `log`: what is logged here would overwrite the first epoch's own value at its end.
+            write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate where a number of steps is due."""
+        self.evaluated_now = False
+        if not self.schedule.counts_steps or not self.schedule.due(trainer.global_step):
+            return
+        values = self._evaluate(trainer, pl_module)
+        pl_module.log_dict(
+            with_prefix({**values, "evaluated": 1.0}),
+            on_step=True, on_epoch=False, logger=False, batch_size=1,
+        )  # fmt: skip
+        write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate where an epoch is due and the trainer validates: early stopping reads the values right after."""
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._end_of_epoch(trainer, pl_module, completed=trainer.current_epoch + int(trainer.is_last_batch))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate where an epoch is due and the trainer does not validate."""
+        if not _validates(trainer):
+            self._end_of_epoch(trainer, pl_module, completed=trainer.current_epoch + 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how it ended, and write the report."""
+        if self.onset is None and self.history and self.history[-1].replica_rate is not None:
+            rate_zero = self.history[-1].replica_rate
+            rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {rate_zero}.")
+        if self.report_path is not None and self.history and trainer.is_global_zero and not trainer.fast_dev_run:
+            from relict_lightning.callbacks.reporting import write_run_report
+
+            path = write_run_report(self.report_path, monitor=self, trainer=trainer)
+            rank_zero_info(f"Report, a local file that shows patients: {path}.")
+
+    def settings(self) -> dict[str, str]:
+        """Return what the numbers of this run depend on, in words."""
+        detector = self._fitted_detector
+        return {
+            "Training patients": str(detector.training_groups),
+            "Held-out patients": str(detector.heldout_groups),
+            "Samples per evaluation": str(self.num_samples),
+            "Evaluations": str(self.schedule),
+            "False discovery rate of the verdicts": f"{detector.fdr:g}",
+            "Probability of a false alarm over the run": f"at most {self.alpha:g}",
+            "Tolerated replica rate": f"{self._onset_detector.tolerance:g}",
+            "Hits per view": str(detector.top_k),
+            "Alterations searched": detector.transforms,
+            "Seed of sampling": str(self.seed),
+        }
+
+    # Evaluation -------------------------------------------------------------------------------------------------
+
+    def _end_of_epoch(self, trainer: Trainer, pl_module: LightningModule, *, completed: int) -> None:
+        """Evaluate if it is due; log the new values, or the last ones again where other callbacks expect some."""
+        due = not self.schedule.counts_steps and self.schedule.due(completed)
+        if due:
+            values = self._evaluate(trainer, pl_module)
+        elif self.history:
+            values = dict(self.history[-1].measures)
+        else:
+            return
+        everywhere = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": True}
+        pl_module.log_dict(with_prefix(values), logger=due, **everywhere)
+        pl_module.log(with_prefix({"evaluated": 0.0}).popitem()[0], float(due), logger=False, **everywhere)
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Draw samples, check them, take the result into the history, and return the values to log."""
+        detector = self._fitted_detector
+        started = time.perf_counter()
+        samples = self._draw(trainer, pl_module)
+        drawn = time.perf_counter()
+        with preserved_random_state():
+            result = detector.detect(samples)
+            newly = self._onset_detector.update(
+                result,
+                step=trainer.global_step,
+                epoch=trainer.current_epoch,
+                training_groups=detector.training_groups,
+                heldout_groups=detector.heldout_groups,
+            )
+            self.last_result = result
+            self.last_pairs = detector.matched_pairs(samples, result, _most_alike(result))
+        values = logged_values(
+            result,
+            onset=self.onset is not None,
+            seconds_sampling=drawn - started,
+            seconds_checking=time.perf_counter() - drawn,
+        )
+        self.history.append(
+            Evaluation(
+                step=trainer.global_step, epoch=trainer.current_epoch, replica_rate=result.replica_rate, measures=values
+            )
+        )
+        self.evaluated_now = True
+        if newly is not None:
+            rank_zero_info(newly.reason)
+        if self.log_images and trainer.is_global_zero and not trainer.fast_dev_run:
+            write_pairs(trainer.loggers, self.last_pairs, step=trainer.global_step)
+        return values
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        """Return this evaluation's samples, each rank drawing its share of the chunks."""
+        num_samples = min(self.num_samples, _TINY) if trainer.fast_dev_run else self.num_samples
+        size = min(self.sample_batch_size, num_samples)
+        seeds = chunk_seeds(num_samples=num_samples, chunk_size=size, seed=self.seed, evaluation=len(self.history))
+        world = trainer.world_size
+        # Every rank draws the same number of chunks, because sharded models need equal numbers of forward passes.
+        padded = seeds + [seeds[-1]] * (-len(seeds) % world)
+        failure: Exception | None = None
+        samples = torch.empty(0)
+        shows = self._shows_progress(trainer) and trainer.is_global_zero
+        bar = tqdm(total=len(padded) // world * size, desc="Sampling", unit="image", leave=False, disable=not shows)
+
+        def begin_chunk(seed: int) -> None:
+            seed_everywhere(seed)
+            bar.update(size)
+
+        with bar, untouched(pl_module), trainer.precision_plugin.forward_context():
+            try:
+                samples = draw(
+                    self.sampler,
+                    pl_module,
+                    seeds=padded[trainer.global_rank :: world],
+                    chunk_size=size,
+                    image_shape=self._fitted_detector.image_shape,
+                    before_chunk=begin_chunk,
+                )
+            except Exception as error:  # noqa: BLE001 - raised again below, once all ranks know of it
+                failure = error
+        everyone_drew = trainer.strategy.reduce_boolean_decision(failure is None, all=True)
+        if failure is not None:
+            raise failure
+        if not everyone_drew:
+            raise SamplerError("Sampling failed on another process; its error says why. All processes stop together.")
+        if world > 1:
+            gathered = trainer.strategy.all_gather(samples.to(pl_module.device)).cpu()
+            # Chunk number j was drawn by rank j modulo the number of ranks.
+            chunks = gathered.unflatten(1, (-1, size)).transpose(0, 1)
+            samples = chunks.reshape(-1, *samples.shape[1:])
+        return samples[:num_samples]
+
+    # Preparation ------------------------------------------------------------------------------------------------
+
+    @property
+    def _fitted_detector(self) -> ReplicaDetector:
+        if self.detector is None:
+            raise ConfigurationError("ReplicaMonitor is used outside `Trainer.fit`; it has no reference yet.")
+        return self.detector
+
+    def _shows_progress(self, trainer: Trainer) -> bool:
+        return trainer.progress_bar_callback is not None if self.progress is None else self.progress
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit the detector; with several processes the first one builds and the others read."""
+        if self.detector is None:
+            cache_dir = self.cache_dir or Path(trainer.default_root_dir) / "relict_cache"
+            self.detector = ReplicaDetector(cache_dir=cache_dir, progress=self._shows_progress(trainer))
+        detector = self.detector.to(pl_module.device)
+        if detector.is_fitted:
+            return
+        training = training_source(self.training, trainer)
+        heldout = heldout_source(self.heldout, trainer)
+        started = time.perf_counter()
+        if trainer.world_size > 1 and detector.cache_dir is not None:
+            if trainer.is_global_zero:
+                detector.fit(training, heldout)
+            trainer.strategy.barrier("relict_reference")
+            if not trainer.is_global_zero:
+                detector.fit(training, heldout)
+        else:
+            detector.fit(training, heldout)
+        self._describe(detector, seconds=time.perf_counter() - started)
+
+    def _describe(self, detector: ReplicaDetector, *, seconds: float) -> None:
+        """Say what the reference is, whether it was reused, and what it can and cannot decide."""
+        where = "in memory" if detector.cache_dir is None else f"in {detector.cache_dir}, which holds patient data"
+        origin = (
+            f"reused from the cache in {seconds:.2f} s, {detector.build_seconds:.2f} s saved"
+            if detector.from_cache
+            else f"built in {seconds:.2f} s"
+        )
+        rank_zero_info(
+            f"Replica reference of {detector.training_groups} training and {detector.heldout_groups} held-out patients "
+            f"{origin} ({where})."
+        )
+        if not detector.has_control:
+            warnings.warn(
+                "ReplicaMonitor has no held-out images. What still works: each sample's most similar training images "
+                "and their evidence, max_similarity, self_similarity, neighbor_ratio_fraction. What does not: the "
+                "replica rate, every p-value, onset, and so stopping and rollback, because nothing tells how alike a "
+                "new patient would be. Pass `heldout=` or a validation dataloader of patients not trained on.",
+                RelictWarning,
+                stacklevel=2,
+            )
+            return
+        groups = {"training_groups": detector.training_groups, "heldout_groups": detector.heldout_groups}
+        kind = self._onset_detector.evidence_kind(num_samples=self.num_samples, **groups)
+        needed = copies_to_decide(self._onset_detector.next_level, **groups)
+        decides = (
+            f"the permutation test can establish onset once {needed} different patients are copied"
+            if kind is EvidenceKind.PERMUTATION
+            else f"the split is too uneven for the permutation test with {self.num_samples} samples, so onset rests on "
+            f"the comparison with held-out patients"
+        )
+        rank_zero_info(f"At the next evaluation {decides}; {kind.assumption}.")
+
+    # State ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return schedule, history and onset as primitives, without anything that shows or names a patient."""
+        return {
+            "schedule": self.schedule.state_dict(),
+            "onset": self._onset_detector.state_dict(),
+            "history": [
+                {
+                    "step": evaluation.step,
+                    "epoch": evaluation.epoch,
+                    "replica_rate": None if evaluation.replica_rate is None else rate_to_primitives(evaluation.replica_rate),
+                    "measures": dict(evaluation.measures),
+                }
+                for evaluation in self.history
+            ],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue a run: history, onset and spent alpha are taken over, and a changed setting is pointed out."""
+        saved = state_dict["onset"]
+        for name in ("alpha", "tolerance"):
+            now = getattr(self._onset_detector, name)
+            if saved[name] != now:
+                warnings.warn(
+                    f"ReplicaMonitor resumes a run that had {name}={saved[name]} with {name}={now}. "
+                    f"Evaluations from here on use the new value; what was decided before stays.",
+                    RelictWarning,
+                    stacklevel=2,
+                )
+        self.schedule.load_state_dict(state_dict["schedule"])
+        self._onset_detector.load_state_dict(saved)
+        self.history = [
+            Evaluation(
+                step=evaluation["step"],
+                epoch=evaluation["epoch"],
+                replica_rate=evaluation["replica_rate"] and RateEstimate(**evaluation["replica_rate"]),
+                measures=evaluation["measures"],
+            )
+            for evaluation in state_dict["history"]
+        ]
+
+
+def _validates(trainer: Trainer) -> bool:
+    """Return whether the trainer runs a validation loop during this fit."""
+    return bool(trainer.enable_validation) and trainer.val_dataloaders is not None
+
+
+def _most_alike(result: DetectionResult) -> list[int]:
+    """Return the samples most like a copy: replicas first, then by score, or by correlation where there is no score."""
+
+    def order(sample: int) -> tuple[bool, float]:
+        verdict = result.verdicts[sample]
+        alike = verdict.score if verdict.score == verdict.score else 0.0
+        return not verdict.is_replica, -(alike or verdict.evidence["voxel"]["normalized_cross_correlation"])
+
+    return sorted(range(len(result.verdicts)), key=order)[:_PAIRS_KEPT]

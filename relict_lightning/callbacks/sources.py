@@ -1,0 +1,53 @@
+"""Where the monitor finds training and held-out images when it is not told."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from relict_lightning.errors import ConfigurationError
+
+
+def training_source(given: Any | None, trainer: Trainer) -> Any:
+    """Return the training images: what was given, or the data set of the training dataloader.
+
+    Args:
+        given: What `ReplicaDetector.fit` takes, the name of an attribute of the datamodule, or None.
+        trainer: The trainer, while it fits.
+
+    Raises:
+        ConfigurationError: If there is no such attribute, or not exactly one training dataloader.
+    """
+    if given is not None:
+        return _named(given, trainer, argument="training")
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise ConfigurationError(
+            f"Training images can be found from one torch DataLoader; this run trains from {type(loader).__name__}. "
+            f"Pass `ReplicaMonitor(training=...)`: a map-style data set of all training images."
+        )
+    return loader
+
+
+def heldout_source(given: Any | None, trainer: Trainer) -> Any | None:
+    """Return the held-out images: what was given, the data set of the first validation dataloader, or None."""
+    if given is not None:
+        return _named(given, trainer, argument="heldout")
+    loaders = trainer.val_dataloaders
+    if isinstance(loaders, (list, tuple)):
+        loaders = loaders[0] if loaders else None
+    return loaders if isinstance(loaders, DataLoader) else None
+
+
+def _named(given: Any, trainer: Trainer, *, argument: str) -> Any:
+    if not isinstance(given, str):
+        return given
+    datamodule = getattr(trainer, "datamodule", None)
+    found = getattr(datamodule, given, None)
+    if found is None:
+        owner = "this run has no datamodule" if datamodule is None else f"{type(datamodule).__name__} has none"
+        raise ConfigurationError(
+            f'ReplicaMonitor({argument}="{given}") names an attribute of the datamodule, and {owner} of that name. '
+            f"Pass the images themselves, or set the attribute in the datamodule's `setup`."
+        )
+    return found

@@ -1,0 +1,71 @@
+"""Stopping at memorization onset."""
+
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import Tensor
+
+from relict_lightning.callbacks.attached import attached_monitor
+from relict_lightning.errors import ConfigurationError
+from relict_lightning.tracking import PREFIX
+
+
+class MemorizationStopping(EarlyStopping):
+    """Stops training once `ReplicaMonitor` has established memorization onset.
+
+    It never stops for any other reason: a replica rate that stays at zero does not wear out its patience. It looks
+    after every point at which the monitor may have evaluated, and stops all processes together.
+
+    Args:
+        verbose: Whether to print the reason.
+    """
+
+    def __init__(self, *, verbose: bool = True) -> None:
+        super().__init__(
+            monitor=f"{PREFIX}onset",
+            mode="max",
+            stopping_threshold=0.5,
+            # Only onset stops: there is no waiting for an improvement.
+            patience=sys.maxsize,
+            strict=False,
+            verbose=verbose,
+        )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that there is a monitor that can establish onset.
+
+        Raises:
+            ConfigurationError: If there is no `ReplicaMonitor` before this callback, or it has no held-out images.
+        """
+        monitor = attached_monitor(trainer, type(self).__name__)
+        if monitor.detector is None or not monitor.detector.is_fitted:
+            raise ConfigurationError(
+                f"{type(self).__name__} must come after ReplicaMonitor in the trainer's callbacks. Swap them."
+            )
+        if not monitor.detector.has_control:
+            raise ConfigurationError(
+                f"{type(self).__name__} cannot act: without held-out images ReplicaMonitor establishes no onset. "
+                f"Pass `ReplicaMonitor(heldout=...)`, or a validation dataloader of patients that are not trained on."
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look after a step at which the monitor evaluated."""
+        if attached_monitor(trainer, type(self).__name__).evaluated_now:
+            self._run_early_stopping_check(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the end of an epoch, also where validation runs at other times."""
+        self._run_early_stopping_check(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look after each validation during training."""
+        if not self._should_skip_check(trainer):
+            self._run_early_stopping_check(trainer)
+
+    def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
+        should_stop, reason = super()._evaluate_stopping_criteria(current)
+        return should_stop, "Stopping: memorization onset was established." if should_stop else None

@@ -1,0 +1,57 @@
+"""Errors and warnings.
+
+Every error derives from `RelictError` and from the builtin that it refines, so that both `except` clauses work.
+A message says what was expected, what came, and what to do.
+"""
+
+
+class RelictError(Exception):
+    """The root of every error that this package raises on purpose."""
+
+
+class InvalidImageError(RelictError, ValueError):
+    """Images have a wrong shape, a wrong dtype, or values that are not finite."""
+
+
+class EmptyDataError(RelictError, ValueError):
+    """A set of images is empty, or too small for what was asked of it."""
+
+
+class NondeterministicDataError(RelictError, ValueError):
+    """Two reads of one item of a data set differ, so it cannot serve as a reference."""
+
+
+class UnreadableDataError(RelictError, OSError):
+    """A file is missing, corrupt, or of a format that cannot be read."""
+
+
+class MissingControlError(RelictError, RuntimeError):
+    """A number was asked for that only held-out images can give, and there are none."""
+
+
+class NotFittedError(RelictError, RuntimeError):
+    """A detector was used before `fit`."""
+
+
+class IndexCorruptError(RelictError, OSError):
+    """A cached index fails its checksum or cannot be parsed."""
+
+
+class IndexStaleError(RelictError, ValueError):
+    """A saved index belongs to other data, another encoder, or other settings."""
+
+
+class SamplerError(RelictError, ValueError):
+    """A sampler cannot be found, or returns something that is not the images asked for."""
+
+
+class MissingDependencyError(RelictError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+class ConfigurationError(RelictError, ValueError):
+    """Arguments contradict each other, or lie outside their range."""
+
+
+class RelictWarning(UserWarning):
+    """The result is right, and there is something that its reader should know."""

@@ -1,0 +1,113 @@
+"""What the functions of this package accept, and the errors that say what came instead.
+
+Images are floating point, `[n, c, *spatial]` with two or three spatial axes, and finite. Computation is in float32,
+whatever the precision of the input: half precision loses the differences that matter here, and double precision buys
+nothing that an image holds.
+
+- `check_images`: one set of images.
+- `check_pairs`: two sets of images of one shape, paired by position.
+- `check_not_nan`: a vector of scores, distances or p-values.
+- `check_same_length`: two vectors that belong together.
+"""
+
+import torch
+from torch import Tensor
+
+from relict_lightning.errors import ConfigurationError, InvalidImageError
+
+
+def check_images(images: Tensor, *, name: str) -> Tensor:
+    """Return the images in float32.
+
+    Args:
+        images: Images, `[n, c, *spatial]`.
+        name: What the caller calls them, for the message.
+
+    Raises:
+        InvalidImageError: If the images are not floating point, not 2-D or 3-D, without voxels, or not finite.
+
+    Example:
+        >>> check_images(torch.zeros(1, 1, 4, 4, dtype=torch.float64), name="generated").dtype
+        torch.float32
+    """
+    if not images.is_floating_point():
+        raise InvalidImageError(f"{name} must be floating point, but has dtype {images.dtype}. Call `.float()` on it.")
+    if images.ndim not in (4, 5):
+        raise InvalidImageError(
+            f"{name} must have shape [n, c, *spatial] with 2 or 3 spatial axes, but has shape {tuple(images.shape)}. "
+            f"Add the missing batch or channel axis with `.unsqueeze`."
+        )
+    if 0 in images.shape[1:]:
+        raise InvalidImageError(f"{name} must have at least one voxel, but has shape {tuple(images.shape)}.")
+    converted = images.float()
+    if not torch.isfinite(converted).all():
+        raise InvalidImageError(
+            f"{name} must be finite in float32, but holds {int((~torch.isfinite(converted)).sum())} values that are "
+            f"NaN or infinite. Replace them with `torch.nan_to_num`, or leave those images out."
+        )
+    return converted
+
+
+def check_pairs(generated: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both sets of images in float32.
+
+    Args:
+        generated: Generated images, `[n, c, *spatial]`.
+        training: Training images, one for each generated image.
+
+    Raises:
+        InvalidImageError: If either set is invalid, or the shapes or devices differ.
+
+    Example:
+        >>> generated, training = check_pairs(torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4))
+        >>> generated.shape == training.shape
+        True
+    """
+    pairs = check_images(generated, name="generated"), check_images(training, name="training")
+    if generated.shape != training.shape:
+        raise InvalidImageError(
+            f"generated and training must have one shape, but have {tuple(generated.shape)} and "
+            f"{tuple(training.shape)}. Pair every sample with one training image of its size."
+        )
+    return pairs
+
+
+def check_not_nan(values: Tensor, *, name: str) -> None:
+    """Accept values of which none is NaN.
+
+    Args:
+        values: Scores, distances or p-values of any shape.
+        name: What the caller calls them, for the message.
+
+    Raises:
+        ConfigurationError: If a value is NaN.
+
+    Example:
+        >>> check_not_nan(torch.tensor([0.0, 1.0]), name="scores")
+    """
+    if torch.isnan(values).any():
+        raise ConfigurationError(
+            f"{name} must not hold NaN, but {int(torch.isnan(values).sum())} of {values.numel()} values are NaN. "
+            f"Leave those entries out before the call."
+        )
+
+
+def check_same_length(first: Tensor, second: Tensor, *, names: tuple[str, str]) -> None:
+    """Accept two vectors of one length.
+
+    Args:
+        first: A vector.
+        second: Another.
+        names: What the caller calls them, for the message.
+
+    Raises:
+        ConfigurationError: If the lengths differ.
+
+    Example:
+        >>> check_same_length(torch.zeros(3), torch.ones(3), names=("scores", "labels"))
+    """
+    if first.shape != second.shape:
+        raise ConfigurationError(
+            f"{names[0]} and {names[1]} must have one shape, but have {tuple(first.shape)} and {tuple(second.shape)}. "
+            f"Give one entry per sample in both."
+        )

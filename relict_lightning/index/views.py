@@ -1,0 +1,47 @@
+"""The vectors that images are searched by: learned or handcrafted features, and coarse voxels.
+
+A view that is blind to a copy must not be the one that retrieves, so there are two of different kinds. Each is a unit
+vector, so that an inner product is a cosine similarity; a blank image is the zero vector, alike to nothing.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from relict_lightning.errors import InvalidImageError
+
+_COARSE_SIDE = {2: 16, 3: 10}
+
+
+def feature_view(encoder: nn.Module, images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n d"]:
+    """Return the unit embeddings of images.
+
+    Raises:
+        InvalidImageError: If the encoder returns something other than one finite vector per image.
+    """
+    embeddings = encoder(images)
+    if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or len(embeddings) != len(images):
+        found = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        raise InvalidImageError(
+            f"Encoder {type(encoder).__name__} must return one vector per image, shape ({len(images)}, d); got {found}. "
+            f"Pool its feature map, for instance by `torch.nn.Sequential(encoder, torch.nn.Flatten())`."
+        )
+    embeddings = embeddings.float()
+    if not torch.isfinite(embeddings).all():
+        raise InvalidImageError(
+            f"Encoder {type(encoder).__name__} returned NaN or infinite embeddings for images that are finite. "
+            f"Check its weights, and the intensity range that it expects."
+        )
+    return torch.nn.functional.normalize(embeddings, dim=1)
+
+
+def coarse_view(images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n d"]:
+    """Return the images pooled to at most 16 x 16 or 10 x 10 x 10 voxels, centred, as unit vectors.
+
+    The cosine of two of them is the normalised cross-correlation of the pooled images.
+    """
+    dimensions = images.ndim - 2
+    grid = tuple(min(_COARSE_SIDE[dimensions], size) for size in images.shape[2:])
+    pool = torch.nn.functional.adaptive_avg_pool2d if dimensions == 2 else torch.nn.functional.adaptive_avg_pool3d
+    coarse = pool(images.float(), grid).flatten(1)
+    return torch.nn.functional.normalize(coarse - coarse.mean(1, keepdim=True), dim=1)

@@ -1,0 +1,185 @@
+"""What the package returns: frozen records, no behaviour beyond reading them.
+
+Rates are fractions in [0, 1]. Positions count from 0 and refer to the set as it was given.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas
+
+Level = Literal["voxel", "feature", "segmentation"]
+
+LEVELS: tuple[Level, ...] = ("voxel", "feature", "segmentation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateEstimate:
+    """A rate, and never without its interval.
+
+    Attributes:
+        value: `successes / trials`, in [0, 1]; NaN without trials.
+        low: Lower bound of the exact (Clopper-Pearson) interval.
+        high: Upper bound of the exact interval.
+        successes: Number of successes.
+        trials: Number of trials.
+        confidence: Coverage of the interval, 0.95 unless said otherwise.
+    """
+
+    value: float
+    low: float
+    high: float
+    successes: int
+    trials: int
+    confidence: float = 0.95
+
+    def __str__(self) -> str:
+        """Return the rate as people read it, `12/64 = 18.8 % [10.1 %, 30.5 %]`."""
+        return (
+            f"{self.successes}/{self.trials} = {100 * self.value:.1f} % "
+            f"[{100 * self.low:.1f} %, {100 * self.high:.1f} %]"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """How a sample was moved onto the training image that it matches.
+
+    The sample is mirrored along `mirrored_axes` first and then shifted by `shift_voxels`.
+
+    Attributes:
+        mirrored_axes: Spatial axes that were mirrored, counted from 0.
+        shift_voxels: Whole voxels of displacement, one per spatial axis.
+    """
+
+    mirrored_axes: tuple[int, ...] = ()
+    shift_voxels: tuple[int, ...] = ()
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing was mirrored or moved."""
+        return not self.mirrored_axes and not any(self.shift_voxels)
+
+    def __str__(self) -> str:
+        """Return the transformation in words, `mirrored along axis 1, shifted by (2, 0) voxels`."""
+        parts = []
+        if self.mirrored_axes:
+            axes = ", ".join(str(axis) for axis in self.mirrored_axes)
+            parts.append(f"mirrored along axis {axes}")
+        if any(self.shift_voxels):
+            parts.append(f"shifted by {self.shift_voxels} voxels")
+        return ", ".join(parts) or "as it is"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The decision on one sample, and what it rests on.
+
+    Attributes:
+        score: Larger is more like a copy; scale-free, comparable with `DetectionResult.control_scores`.
+            NaN without a control.
+        p_value: Conformal p-value of the score in (0, 1]; NaN without a control.
+        is_replica: Whether the sample is a discovery at the false discovery rate asked for; False without a control.
+        match: Position of the matched training image.
+        match_id: Its id, as the data gave it.
+        match_group: Its group (the patient).
+        transform: How the sample was moved onto the match.
+        evidence: Per level, measure name to value, for the pair (sample, match).
+        level_p_values: Per level, the conformal p-value of that level alone; empty without a control.
+    """
+
+    score: float
+    p_value: float
+    is_replica: bool
+    match: int
+    match_id: str
+    match_group: str
+    transform: Transform
+    evidence: Mapping[Level, Mapping[str, float]]
+    level_p_values: Mapping[Level, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionResult:
+    """What `ReplicaDetector.detect` found in one set of samples.
+
+    Attributes:
+        verdicts: One per sample, in order.
+        replica_rate: Share of the samples that are replicas; None without a control, because nothing then says how
+            alike a new patient would be.
+        level_rates: The same by each level alone; empty without a control.
+        fdr: False discovery rate that the verdicts were made at.
+        control_scores: Scores of the held-out images, one per held-out group.
+        memorization_p_value: Exact permutation p-value that the samples know the training set; None without a control.
+        attainable_p_value: The smallest value that `memorization_p_value` could have taken, were every sample's
+            nearest neighbour another training patient; None without a control.
+        discovery_p_value: Simes p-value of the samples' conformal p-values: that any sample is a replica; None
+            without a control.
+        measures: Set-level measures by their logged name without prefix, such as `neighbor_ratio_fraction`.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    replica_rate: RateEstimate | None
+    level_rates: Mapping[Level, RateEstimate]
+    fdr: float
+    control_scores: tuple[float, ...]
+    memorization_p_value: float | None
+    attainable_p_value: float | None
+    discovery_p_value: float | None
+    measures: Mapping[str, float]
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Return one row per sample: the verdict's fields, and a column `level_measure` for each piece of evidence."""
+        import pandas
+
+        rows = []
+        for position, verdict in enumerate(self.verdicts):
+            row: dict[str, object] = {
+                "sample": position,
+                "is_replica": verdict.is_replica,
+                "score": verdict.score,
+                "p_value": verdict.p_value,
+                "match": verdict.match,
+                "match_id": verdict.match_id,
+                "match_group": verdict.match_group,
+                "transform": str(verdict.transform),
+            }
+            row |= {f"p_value_{level}": p_value for level, p_value in verdict.level_p_values.items()}
+            for level, measures in verdict.evidence.items():
+                row |= {f"{level}_{name}": value for name, value in measures.items()}
+            rows.append(row)
+        return pandas.DataFrame(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One look at the generator during training, as the monitor remembers it.
+
+    Attributes:
+        step: Optimizer step (`global_step`) at which the samples were drawn.
+        epoch: Epoch at which they were drawn.
+        replica_rate: Replica rate of the samples; None without a control.
+        measures: Every logged value by its name without prefix.
+    """
+
+    step: int
+    epoch: int
+    replica_rate: RateEstimate | None
+    measures: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedPair:
+    """A sample beside the training image that it matches, for people to look at.
+
+    Attributes:
+        generated: The sample, `[c, *spatial]`, moved onto the training image.
+        training: The training image, `[c, *spatial]`.
+        verdict: The decision on the sample.
+    """
+
+    generated: "object"
+    training: "object"
+    verdict: Verdict

@@ -1,0 +1,188 @@
+"""From samples to hits: which training images deserve a closer look.
+
+Every sample is looked up as it is and mirrored along each spatial axis, in each view of the index, and the union of
+the nearest images is kept. The cost grows with the training set only here, and only as one matrix product does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from relict_lightning.functional import copy_likeness, mirror
+from relict_lightning.index import Reference, coarse_view, feature_view
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+_BATCH = 64
+_PAIRS = 4096
+# A sample is judged against this many images of other groups.
+_OTHERS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """The samples as vectors, once per mirroring.
+
+    Attributes:
+        mirrors: The axes mirrored, one tuple per mirroring; the first is `()`, the sample as it is.
+        feature: `[v, n, d]`, unit vectors of the feature view.
+        coarse: `[v, n, d]`, unit vectors of the coarse view.
+    """
+
+    mirrors: tuple[tuple[int, ...], ...]
+    feature: Array
+    coarse: Array
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return int(self.feature.shape[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hits:
+    """Pairs worth comparing, sorted by sample.
+
+    Attributes:
+        sample: Position of the sample, `[p]`.
+        training: Position of the training image, `[p]`.
+        mirroring: Which of the queries' mirrorings makes the two most alike, `[p]`.
+        feature_similarity: Cosine of the two in the feature view under that mirroring, `[p]`.
+    """
+
+    sample: Array
+    training: Array
+    mirroring: Array
+    feature_similarity: Array
+
+
+@torch.no_grad()
+def make_queries(
+    images: Float[Tensor, "n c *spatial"], *, encoder: nn.Module, mirrors: Sequence[tuple[int, ...]], device: torch.device
+) -> Queries:
+    """Return the vectors that images are looked up by.
+
+    Args:
+        images: On the training set's intensity scale.
+        encoder: The encoder that the reference was built with.
+        mirrors: Axes to mirror, one tuple per mirroring.
+        device: Where to encode.
+    """
+    feature: list[list[Array]] = [[] for _ in mirrors]
+    coarse: list[list[Array]] = [[] for _ in mirrors]
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH].to(device)
+        for position, axes in enumerate(mirrors):
+            mirrored = mirror(batch, axes)
+            feature[position].append(feature_view(encoder, mirrored).cpu().numpy())
+            coarse[position].append(coarse_view(mirrored).cpu().numpy())
+    return Queries(
+        mirrors=tuple(mirrors),
+        feature=np.stack([np.concatenate(parts) for parts in feature]),
+        coarse=np.stack([np.concatenate(parts) for parts in coarse]),
+    )
+
+
+def retrieve(queries: Queries, reference: Reference, *, top_k: int) -> Hits:
+    """Return the union of every sample's nearest training images over all views and mirrorings.
+
+    In each view and mirroring a sample's `top_k` nearest images are hits, and so is the nearest image of each further
+    group until `top_k` groups are reached, so that a patient with many images does not hide the others, against whom
+    the likeness is judged.
+    """
+    codes = reference.group_codes
+    per_group = int(np.bincount(codes).max())
+    depth = min(len(reference), top_k * per_group)
+    found: list[Array] = []
+    count = len(queries)
+    for vectors, index in ((queries.feature, reference.feature), (queries.coarse, reference.coarse)):
+        _, positions = index.search(vectors.reshape(-1, vectors.shape[2]), depth)
+        wanted = _nearest_with_groups(codes[positions], top_k)
+        sample = np.tile(np.arange(count), len(queries.mirrors))[:, None].repeat(positions.shape[1], axis=1)
+        found.append(np.stack([sample[wanted], positions[wanted]], axis=1))
+    pairs = np.unique(np.concatenate(found), axis=0)
+    sample, training = pairs[:, 0], pairs[:, 1]
+    feature = _pair_similarity(queries.feature, reference.feature_vectors, sample, training)
+    coarse = _pair_similarity(queries.coarse, reference.coarse_vectors, sample, training)
+    mirroring = (feature + coarse).argmax(axis=0)
+    return Hits(
+        sample=sample,
+        training=training,
+        mirroring=mirroring,
+        feature_similarity=np.clip(feature[mirroring, np.arange(len(sample))], -1.0, 1.0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnionNeighbors:
+    """Each sample's nearest image among training and held-out images together, found blind to which is which.
+
+    Attributes:
+        group: Group of the nearest image, one integer per group of the union, `[n]`.
+        is_training: Whether that group is a training group, `[n]`.
+        weight: How much like a copy the sample is of that image, in [0, 1], `[n]`: the squared positive part of its
+            copy-likeness among the union, so that a sample that is near to everyone counts for little.
+        to_training: Euclidean distance to the nearest training image, `[n]`.
+        to_heldout: Euclidean distance to the nearest held-out image, `[n]`.
+    """
+
+    group: Array
+    is_training: Array
+    weight: Array
+    to_training: Array
+    to_heldout: Array
+
+
+def nearest_of_union(queries: Queries, training: Reference, heldout: Reference) -> UnionNeighbors:
+    """Return each sample's nearest image among training and held-out images, in the feature view.
+
+    Groups of the two sets must be disjoint.
+    """
+    count = len(queries)
+    similarity, codes = [], []
+    for reference, first_code in ((training, 0), (heldout, int(training.group_codes.max()) + 1)):
+        depth = (_OTHERS + 1) * int(np.bincount(reference.group_codes).max())
+        found, positions = reference.feature.search(queries.feature.reshape(-1, queries.feature.shape[2]), depth)
+        # A sample's hits under all mirrorings, side by side.
+        by_mirroring = (len(queries.mirrors), count, -1)
+        similarity.append(np.concatenate(list(found.reshape(by_mirroring)), axis=1))
+        codes.append(np.concatenate(list(reference.group_codes[positions].reshape(by_mirroring)), axis=1) + first_code)
+    boundary = similarity[0].shape[1]
+    distance = np.sqrt(np.maximum(2 - 2 * np.concatenate(similarity, axis=1), 0))
+    group = np.concatenate(codes, axis=1)
+    order = distance.argsort(axis=1, kind="stable")
+    nearest = np.take_along_axis(group, order[:, :1], axis=1)[:, 0]
+    likeness = copy_likeness(
+        torch.from_numpy(np.take_along_axis(distance, order, axis=1)),
+        torch.from_numpy(np.take_along_axis(group, order, axis=1)),
+    ).numpy()
+    return UnionNeighbors(
+        group=nearest,
+        is_training=nearest <= int(training.group_codes.max()),
+        weight=np.square(np.clip(likeness, 0.0, 1.0)),
+        to_training=distance[:, :boundary].min(axis=1),
+        to_heldout=distance[:, boundary:].min(axis=1),
+    )
+
+
+def _nearest_with_groups(codes: Array, top_k: int) -> Array:
+    """Return which of the sorted hits to keep, `[q, k]`, given the group of each."""
+    rank = np.arange(codes.shape[1])
+    seen_before = (codes[:, :, None] == codes[:, None, :]) & (rank[None, :] < rank[:, None])
+    first_of_group = ~seen_before.any(axis=2)
+    groups_so_far = first_of_group.cumsum(axis=1)
+    keep: Array = (rank < top_k) | (first_of_group & (groups_so_far <= top_k))
+    return keep
+
+
+def _pair_similarity(queries: Array, vectors: Array, sample: Array, training: Array) -> Array:
+    """Return the cosine of each pair under each mirroring, `[v, p]`."""
+    cosine = np.empty((len(queries), len(sample)), dtype=np.float32)
+    for start in range(0, len(sample), _PAIRS):
+        here = slice(start, start + _PAIRS)
+        cosine[:, here] = np.einsum("vpd,pd->vp", queries[:, sample[here]], vectors[training[here]])
+    return cosine

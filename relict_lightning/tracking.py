@@ -1,0 +1,71 @@
+"""What reaches the loggers: numbers under fixed names, and pictures only where the user asked for them in writing."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from relict_lightning.report import pair_strip
+from relict_lightning.results import DetectionResult, MatchedPair
+
+PREFIX = "relict/"
+"""All logged names start with this."""
+
+
+def logged_values(
+    result: DetectionResult, *, onset: bool, seconds_sampling: float, seconds_checking: float
+) -> dict[str, float]:
+    """Return every logged value of one evaluation by its name without prefix; each of them is finite.
+
+    Without a control there is no rate, no p-value and no onset, and their names are left out.
+
+    Args:
+        result: What the detector found.
+        onset: Whether memorization is established by now.
+        seconds_sampling: Time that drawing the samples took.
+        seconds_checking: Time that everything else took.
+    """
+    values = dict(result.measures)
+    if result.replica_rate is not None:
+        values |= {
+            "replica_rate": result.replica_rate.value,
+            "replica_rate_low": result.replica_rate.low,
+            "replica_rate_high": result.replica_rate.high,
+            "onset": float(onset),
+        }
+        values |= {f"replica_rate_{level}": rate.value for level, rate in result.level_rates.items()}
+    if result.memorization_p_value is not None:
+        values["memorization_p_value"] = result.memorization_p_value
+    values |= {"seconds_sampling": seconds_sampling, "seconds_checking": seconds_checking}
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def with_prefix(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the values under their logged names."""
+    return {PREFIX + name: value for name, value in values.items()}
+
+
+def write_scalars(loggers: Iterable[Logger], values: Mapping[str, float], *, step: int) -> None:
+    """Write values to every logger at a step, at once; Lightning's own logging would wait for its next interval."""
+    for logger in loggers:
+        logger.log_metrics(with_prefix(values), step=step)
+
+
+def write_pairs(loggers: Iterable[Logger], pairs: Sequence[MatchedPair], *, step: int) -> None:
+    """Send pictures of matched pairs to TensorBoard and W&B. They show patients: call it only when told to.
+
+    Captions carry the position in the training set, never an id.
+    """
+    pictures = [pair_strip(pair) for pair in pairs]
+    captions = [f"training image {pair.verdict.match}, p = {pair.verdict.p_value:.3g}" for pair in pairs]
+    if not pictures:
+        return
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            for position, picture in enumerate(pictures):
+                experiment: Any = logger.experiment
+                experiment.add_image(f"{PREFIX}pair_{position}", picture, step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            # As uint8: W&B casts anything else without scaling it.
+            logger.log_image(f"{PREFIX}pairs", pictures, caption=captions)

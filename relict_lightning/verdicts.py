@@ -1,0 +1,191 @@
+"""From evidence to verdicts, and from verdicts to the rates and measures of the whole set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from relict_lightning.calibration import Calibrated, calibrate
+from relict_lightning.evidence import Evidence, Likeness
+from relict_lightning.functional import (
+    attainable_memorization_p_value,
+    benjamini_hochberg,
+    closer_to_training_share,
+    ct_score,
+    estimate_rate,
+    memorization_p_value,
+    neighbor_ratio_fraction,
+    simes_p_value,
+)
+from relict_lightning.index import Reference
+from relict_lightning.results import LEVELS, DetectionResult, Verdict
+from relict_lightning.retrieval import Queries, UnionNeighbors
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Everything measured on one set of images before any of it is judged.
+
+    Attributes:
+        queries: The images as vectors.
+        evidence: The measures of each hit.
+        likeness: How much like a copy each image is.
+    """
+
+    queries: Queries
+    evidence: Evidence
+    likeness: Likeness
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.queries)
+
+    @property
+    def distance_to_training(self) -> Array:
+        """Euclidean distance of unit embeddings to the nearest hit, `[n]`."""
+        hits = self.evidence.hits
+        nearest = np.full(len(self), -np.inf)
+        np.maximum.at(nearest, hits.sample, hits.feature_similarity)
+        distance: Array = np.sqrt(np.maximum(2 - 2 * nearest, 0.0))
+        return distance
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """What held-out patients look like on the same road, one image each.
+
+    Attributes:
+        likeness: Copy-likeness per level, `[h, l]`.
+        distance_to_training: Euclidean distance of unit embeddings to the nearest hit, `[h]`.
+    """
+
+    likeness: Array
+    distance_to_training: Array
+
+    def false_positive_rate(self, fdr: float) -> float:
+        """Return the detector's self-test: the share of one half of the control called replicas against the other.
+
+        Both halves are tried, so every held-out patient is tested once; by construction none is a copy.
+        """
+        halves = (self.likeness[::2], self.likeness[1::2])
+        called = 0
+        for tested, control in (halves, halves[::-1]):
+            if len(tested) and len(control):
+                p_values = torch.from_numpy(calibrate(tested, control).p_values)
+                called += int(benjamini_hochberg(p_values, fdr=fdr).sum())
+        return called / len(self.likeness)
+
+
+def conclude_without_control(look: Look, training: Reference, *, fdr: float) -> DetectionResult:
+    """Return matches and evidence; nothing says how alike a new patient would be, so nothing is called a replica."""
+    nan = np.full(len(look), np.nan)
+    verdicts = _verdicts(look, training, scores=nan, p_values=nan, is_replica=np.zeros(len(look), bool), levels=None)
+    return DetectionResult(
+        verdicts=verdicts,
+        replica_rate=None,
+        level_rates={},
+        fdr=fdr,
+        control_scores=(),
+        memorization_p_value=None,
+        attainable_p_value=None,
+        discovery_p_value=None,
+        measures=_measures(look, verdicts),
+    )
+
+
+def conclude(
+    look: Look, training: Reference, *, control: Control, union: UnionNeighbors, heldout_groups: int, fdr: float
+) -> DetectionResult:
+    """Return the verdicts on samples, given the control and each sample's nearest image of the union.
+
+    Args:
+        look: The samples' measurements.
+        training: The training set.
+        control: The held-out patients' measurements.
+        union: Nearest images among training and held-out images.
+        heldout_groups: Number of held-out patients in the union.
+        fdr: False discovery rate of the verdicts.
+    """
+    calibrated = calibrate(look.likeness.by_level, control.likeness)
+    is_replica = _discoveries(calibrated.p_values, fdr)
+    verdicts = _verdicts(
+        look,
+        training,
+        scores=calibrated.scores,
+        p_values=calibrated.p_values,
+        is_replica=is_replica,
+        levels=calibrated.level_p_values,
+    )
+    training_groups = int(training.group_codes.max()) + 1
+    split = {"training_groups": training_groups, "total_groups": training_groups + heldout_groups}
+    group = torch.from_numpy(union.group)
+    nearer = closer_to_training_share(torch.from_numpy(union.to_training), torch.from_numpy(union.to_heldout))
+    ct = ct_score(torch.from_numpy(look.distance_to_training), torch.from_numpy(control.distance_to_training))
+    return DetectionResult(
+        verdicts=verdicts,
+        replica_rate=estimate_rate(int(is_replica.sum()), len(look)),
+        level_rates={
+            level: estimate_rate(int(_discoveries(calibrated.level_p_values[:, column], fdr).sum()), len(look))
+            for column, level in enumerate(LEVELS)
+        },
+        fdr=fdr,
+        control_scores=tuple(float(score) for score in calibrated.control_scores),
+        memorization_p_value=memorization_p_value(
+            torch.from_numpy(union.weight), group, is_training=torch.from_numpy(union.is_training), **split
+        ),
+        attainable_p_value=attainable_memorization_p_value(torch.from_numpy(union.weight), group, **split),
+        discovery_p_value=simes_p_value(torch.from_numpy(calibrated.p_values)),
+        measures={
+            **_measures(look, verdicts),
+            "closer_to_training_share": nearer,
+            "ct_score": ct,
+            "unique_training_images_replicated": float(len({v.match for v in verdicts if v.is_replica})),
+            "heldout_false_positive_rate": control.false_positive_rate(fdr),
+        },
+    )
+
+
+def _discoveries(p_values: Array, fdr: float) -> Array:
+    discoveries: Array = benjamini_hochberg(torch.from_numpy(p_values), fdr=fdr).numpy()
+    return discoveries
+
+
+def _verdicts(
+    look: Look, training: Reference, *, scores: Array, p_values: Array, is_replica: Array, levels: Array | None
+) -> tuple[Verdict, ...]:
+    verdicts = []
+    for sample, pair in enumerate(look.likeness.best_pair):
+        match = int(look.evidence.hits.training[pair])
+        verdicts.append(
+            Verdict(
+                score=float(scores[sample]),
+                p_value=float(p_values[sample]),
+                is_replica=bool(is_replica[sample]),
+                match=match,
+                match_id=training.ids[match],
+                match_group=training.groups[match],
+                transform=look.evidence.transform(int(pair)),
+                evidence=look.evidence.describe(int(pair)),
+                level_p_values={}
+                if levels is None
+                else {level: float(levels[sample, column]) for column, level in enumerate(LEVELS)},
+            )
+        )
+    return tuple(verdicts)
+
+
+def _measures(look: Look, verdicts: tuple[Verdict, ...]) -> Mapping[str, float]:
+    """Return the set-level measures that need no control."""
+    upright = look.queries.feature[0]
+    cosine = upright @ upright.T
+    np.fill_diagonal(cosine, -1.0)
+    ratios = torch.from_numpy(look.likeness.neighbor_ratio)
+    return {
+        "neighbor_ratio_fraction": neighbor_ratio_fraction(ratios),
+        "max_similarity": max(verdict.evidence["voxel"]["normalized_cross_correlation"] for verdict in verdicts),
+        "self_similarity": float(np.clip(cosine.max(axis=1), -1, 1).mean()) if len(look) > 1 else 0.0,
+    }

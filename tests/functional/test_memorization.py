@@ -1,0 +1,362 @@
+import inspect
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from relict_lightning.errors import ConfigurationError
+from relict_lightning.functional import (
+    attainable_memorization_p_value,
+    closer_to_training_share,
+    ct_score,
+    memorization_p_value,
+    neighbor_ratio_fraction,
+    replica_rate,
+)
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    total = draw(st.integers(2, 7))
+    training = draw(st.integers(1, total))
+    n = draw(st.integers(0, 8))
+    # Coarse weights tie often, which is where an off-by-one in a tail shows.
+    weights = draw(st.lists(st.integers(0, 4).map(lambda i: i / 4) | st.floats(0, 1), min_size=n, max_size=n))
+    groups = draw(st.lists(st.integers(0, total - 1), min_size=n, max_size=n))
+    return torch.tensor(weights, dtype=torch.float64), torch.tensor(groups, dtype=torch.long), training, total
+
+
+def statistic(weights: torch.Tensor, groups: torch.Tensor, training: tuple[int, ...]) -> int:
+    return sum(
+        round(weight * 255)
+        for weight, group in zip(weights.tolist(), groups.tolist(), strict=True)
+        if group in training
+    )
+
+
+def p_value_of(weights: torch.Tensor, groups: torch.Tensor, training: tuple[int, ...], total: int) -> float:
+    is_training = torch.tensor([group in training for group in groups.tolist()], dtype=torch.bool)
+    return memorization_p_value(
+        weights, groups, training_groups=len(training), total_groups=total, is_training=is_training
+    )
+
+
+def test_the_replica_rate_of_worked_scores():
+    rate = replica_rate(torch.tensor([0.2, 0.9, 0.95, 0.3]), 0.9)
+
+    assert (rate.successes, rate.trials, rate.value) == (2, 4, 0.5)
+    assert (rate.low, rate.high) == pytest.approx((0.0676, 0.9324), abs=1e-4)
+
+
+@given(scores=st.lists(st.integers(0, 10), max_size=30), threshold=st.integers(0, 10).map(float))
+@settings(max_examples=30, deadline=None)
+def test_the_replica_rate_falls_with_the_threshold_and_ignores_order(scores, threshold):
+    forward, backward = torch.tensor(scores).float(), torch.tensor(scores[::-1]).float()
+
+    assert replica_rate(forward, threshold).successes == sum(score >= threshold for score in scores)
+    assert replica_rate(forward, threshold).successes >= replica_rate(forward, threshold + 1).successes
+    assert replica_rate(forward, threshold).successes == replica_rate(backward, threshold).successes
+
+
+def test_the_replica_rate_of_no_samples_is_nan():
+    assert math.isnan(replica_rate(torch.zeros(0), 0.5).value)
+
+
+def test_the_replica_rate_refuses_nan():
+    with pytest.raises(ConfigurationError, match="1 of 2 values are NaN"):
+        replica_rate(torch.tensor([0.5, math.nan]), 0.5)
+    with pytest.raises(ConfigurationError, match="threshold"):
+        replica_rate(torch.tensor([0.5]), math.nan)
+
+
+def test_the_neighbor_ratio_fraction_leaves_out_samples_without_a_ratio():
+    assert neighbor_ratio_fraction(torch.tensor([0.1, 0.5, 0.9, math.nan, 0.2])) == 0.5
+    assert neighbor_ratio_fraction(torch.tensor([0.5, 0.9]), threshold=0.5) == 0
+    assert math.isnan(neighbor_ratio_fraction(torch.tensor([math.nan])))
+
+
+@given(ratios=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30), threshold=st.floats(0.01, 1))
+@settings(max_examples=30, deadline=None)
+def test_the_neighbor_ratio_fraction_agrees_with_numpy(ratios, threshold):
+    expected = np.mean(np.array(ratios, dtype=np.float32) < np.float32(threshold))
+
+    assert neighbor_ratio_fraction(torch.tensor(ratios), threshold=threshold) == pytest.approx(expected)
+
+
+def test_the_neighbor_ratio_fraction_refuses_what_is_no_ratio():
+    with pytest.raises(ConfigurationError, match=r"smallest is -0\.5"):
+        neighbor_ratio_fraction(torch.tensor([-0.5, 0.1]))
+    with pytest.raises(ConfigurationError, match=r"threshold=0\.0"):
+        neighbor_ratio_fraction(torch.tensor([0.1]), threshold=0.0)
+
+
+def test_the_share_closer_to_training_of_worked_distances():
+    training, heldout = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.0, 2.0, 2.0, 5.0])
+
+    assert closer_to_training_share(training, heldout) == 0.625
+    assert closer_to_training_share(heldout, training) == 0.375
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
+@settings(max_examples=30, deadline=None)
+def test_the_shares_closer_to_either_set_sum_to_1(pairs):
+    training, heldout = torch.tensor(pairs).float().unbind(1)
+
+    total = closer_to_training_share(training, heldout) + closer_to_training_share(heldout, training)
+
+    assert total == pytest.approx(1)
+    assert closer_to_training_share(training, training) == 0.5
+
+
+def test_the_share_closer_to_training_of_no_samples_is_nan():
+    assert math.isnan(closer_to_training_share(torch.zeros(0), torch.zeros(0)))
+
+
+def test_the_share_closer_to_training_needs_both_distances_of_every_sample():
+    with pytest.raises(ConfigurationError, match=r"\(2,\) and \(3,\)"):
+        inspect.unwrap(closer_to_training_share)(torch.zeros(2), torch.zeros(3))
+    with pytest.raises(ConfigurationError, match="heldout_distances"):
+        closer_to_training_share(torch.zeros(1), torch.tensor([math.nan]))
+
+
+def test_the_ct_score_is_negative_where_samples_lie_closer_to_training():
+    copied, unseen = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0])
+
+    # U = 0, with mean 9 / 2 and variance 3 * 3 * 7 / 12.
+    assert ct_score(copied, unseen) == pytest.approx(-4.5 / (63 / 12) ** 0.5)
+    assert ct_score(unseen, copied) == pytest.approx(4.5 / (63 / 12) ** 0.5)
+
+
+@given(
+    generated=st.lists(st.integers(0, 6), min_size=1, max_size=12),
+    heldout=st.lists(st.integers(0, 6), min_size=1, max_size=12),
+)
+@settings(max_examples=50, deadline=None)
+def test_the_ct_score_squared_is_the_kruskal_wallis_statistic(generated, heldout):
+    score = ct_score(torch.tensor(generated).float(), torch.tensor(heldout).float())
+
+    if len({*generated, *heldout}) == 1:
+        assert score == 0
+    else:
+        # With two samples the tie-corrected H of Kruskal and Wallis is the squared z-score of Mann and Whitney.
+        assert score**2 == pytest.approx(stats.kruskal(generated, heldout).statistic, abs=1e-9)
+
+
+def test_the_ct_score_agrees_with_scipys_mann_whitney_test():
+    generator = torch.Generator().manual_seed(0)
+    generated, heldout = torch.rand(40, generator=generator), torch.rand(30, generator=generator) + 0.1
+
+    expected = stats.mannwhitneyu(
+        generated.numpy(), heldout.numpy(), alternative="less", use_continuity=False, method="asymptotic"
+    ).pvalue
+
+    assert stats.norm.cdf(ct_score(generated, heldout)) == pytest.approx(expected)
+
+
+def test_the_ct_score_of_nothing_is_nan():
+    assert math.isnan(ct_score(torch.zeros(0), torch.ones(3)))
+    assert math.isnan(ct_score(torch.ones(3), torch.zeros(0)))
+
+
+def test_three_hits_on_two_training_patients_of_ten_are_counted_by_hand():
+    groups, is_training = torch.tensor([4, 4, 7]), torch.ones(3) > 0
+
+    # Both patients are among the five training patients with probability 5/10 * 4/9.
+    p_value = memorization_p_value(torch.ones(3), groups, training_groups=5, total_groups=10, is_training=is_training)
+
+    assert p_value == pytest.approx(5 / 10 * 4 / 9)
+
+
+@given(split=splits(), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_p_value_is_the_share_of_all_splits_that_are_as_extreme(split, data):
+    weights, groups, training, total = split
+    every_split = list(itertools.combinations(range(total), training))
+    observed = data.draw(st.sampled_from(every_split))
+
+    sums = [statistic(weights, groups, other) for other in every_split]
+    expected = np.mean([value >= statistic(weights, groups, observed) for value in sums])
+
+    assert p_value_of(weights, groups, observed, total) == pytest.approx(expected, rel=1e-9)
+
+
+@given(split=splits())
+@settings(max_examples=40, deadline=None)
+def test_under_the_null_the_p_value_is_valid_at_every_level(split):
+    weights, groups, training, total = split
+    p_values = np.array([p_value_of(weights, groups, s, total) for s in itertools.combinations(range(total), training)])
+
+    for level in np.unique(p_values):
+        assert (p_values <= level * (1 + 1e-9)).mean() <= level * (1 + 1e-9)
+
+
+@given(split=splits())
+@settings(max_examples=40, deadline=None)
+def test_the_attainable_p_value_is_the_smallest_over_all_splits(split):
+    weights, groups, training, total = split
+    smallest = min(p_value_of(weights, groups, s, total) for s in itertools.combinations(range(total), training))
+
+    attainable = attainable_memorization_p_value(weights, groups, training_groups=training, total_groups=total)
+
+    assert attainable == pytest.approx(smallest, rel=1e-9)
+
+
+def test_the_attainable_p_value_is_a_product_over_the_patients_hit():
+    weights, groups = torch.ones(5), torch.tensor([3, 1, 4, 1, 5])
+
+    attainable = attainable_memorization_p_value(weights, groups, training_groups=90, total_groups=100)
+
+    assert attainable == pytest.approx(90 / 100 * 89 / 99 * 88 / 98 * 87 / 97)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=15, deadline=None)
+def test_with_one_weight_and_one_hit_each_the_test_is_fishers(seed):
+    rng = np.random.default_rng(seed)
+    total, training, n = 300, 180, 40
+    groups = torch.tensor(rng.choice(total, n, replace=False))
+    is_training = groups < training
+
+    p_value = memorization_p_value(
+        torch.ones(n), groups, training_groups=training, total_groups=total, is_training=is_training
+    )
+
+    expected = stats.hypergeom.sf(int(is_training.sum()) - 1, total, training, n)
+    assert p_value == pytest.approx(expected, rel=1e-9)
+
+
+def test_tiny_p_values_keep_their_precision():
+    groups = torch.arange(60)
+
+    p_value = memorization_p_value(
+        torch.ones(60), groups, training_groups=100, total_groups=1000, is_training=torch.ones(60) > 0
+    )
+
+    assert p_value == pytest.approx(math.comb(940, 40) / math.comb(1000, 100), rel=1e-9)
+    assert p_value < 1e-60
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_models_that_memorize_nothing_are_called_at_the_level_at_most(collapsed):
+    rng = np.random.default_rng(0)
+    total, training, n, repeats = 60, 40, 32, 300
+    rejections = 0
+    for _ in range(repeats):
+        # A collapsed generator hits few patients, and a blurred one hits some far more often than others.
+        hits = rng.choice(total, n, p=rng.dirichlet(np.full(total, 0.05 if collapsed else 1.0)))
+        split = tuple(rng.choice(total, training, replace=False).tolist())
+        weights = torch.tensor(rng.beta(0.5, 2, n))
+        rejections += p_value_of(weights, torch.tensor(hits), split, total) <= 0.05
+
+    # Under a true level of 0.05 more than this happens once in a thousand runs.
+    assert rejections <= stats.binom.ppf(0.999, repeats, 0.05)
+
+
+def test_copies_are_seen_through_the_weights():
+    rng = np.random.default_rng(0)
+    copies, others = rng.choice(50, 6, replace=False), rng.choice(100, 58)
+    groups = torch.tensor(np.concatenate([copies, others]))
+    likeness = torch.cat([torch.full((6,), 0.95), torch.full((58,), 0.05)])
+
+    weighted, unweighted = (
+        memorization_p_value(w, groups, training_groups=50, total_groups=100, is_training=groups < 50)
+        for w in (likeness, torch.ones(64))
+    )
+
+    assert weighted < 0.05 < unweighted
+
+
+@given(split=splits(), offset=st.integers(-1000, 1000), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_the_p_value_ignores_the_order_of_samples_and_the_names_of_patients(split, offset, data):
+    weights, groups, training, total = split
+    order = torch.tensor(data.draw(st.permutations(range(len(weights)))), dtype=torch.long)
+    is_training = groups < training
+    counts = {"training_groups": training, "total_groups": total}
+
+    assert memorization_p_value(weights, groups, is_training=is_training, **counts) == memorization_p_value(
+        weights[order], groups[order] * 3 + offset, is_training=is_training[order], **counts
+    )
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_without_weight_there_is_no_evidence(n):
+    groups, is_training = torch.arange(n), torch.ones(n) > 0
+    counts = {"training_groups": 8, "total_groups": 10}
+
+    assert memorization_p_value(torch.zeros(n), groups, is_training=is_training, **counts) == 1
+    assert attainable_memorization_p_value(torch.zeros(n), groups, **counts) == 1
+
+
+def test_without_heldout_patients_there_is_no_evidence():
+    assert memorization_p_value(
+        torch.ones(3), torch.arange(3), training_groups=10, total_groups=10, is_training=torch.ones(3) > 0
+    ) == pytest.approx(1)
+
+
+def test_many_samples_are_coarser_and_still_a_permutation_test():
+    rng = np.random.default_rng(0)
+    n, total, training = 512, 2000, 1000
+    groups = torch.tensor(rng.choice(total, n, replace=False))
+    weights = torch.tensor(rng.random(n))
+    is_training = groups < training
+
+    started = time.perf_counter()
+    p_value = memorization_p_value(
+        weights, groups, training_groups=training, total_groups=total, is_training=is_training
+    )
+    seconds = time.perf_counter() - started
+
+    # Fourteen steps between 0 and 1 are left, and a normal approximation holds for so many patients.
+    quantized = np.rint(weights.numpy() * 14)
+    observed = quantized[is_training.numpy()].sum()
+    population = np.zeros(total)
+    population[groups.numpy()] = quantized
+    deviation = (population.var() * training * (total - training) / (total - 1)) ** 0.5
+    assert p_value == pytest.approx(
+        stats.norm.sf((observed - 0.5 - training * population.mean()) / deviation), abs=0.005
+    )
+    assert seconds < 5
+
+
+def test_a_patient_on_both_sides_of_the_split_is_refused():
+    with pytest.raises(ConfigurationError, match="such as group 7"):
+        memorization_p_value(
+            torch.ones(2),
+            torch.tensor([7, 7]),
+            training_groups=5,
+            total_groups=10,
+            is_training=torch.tensor([True, False]),
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": torch.tensor([0.5, 1.5])}, r"\[0.5, 1.5\]"),
+        ({"weights": torch.tensor([0.5, math.nan])}, "weights must not hold NaN"),
+        ({"weights": torch.ones(3)}, r"\(3,\) and \(2,\)"),
+        ({"is_training": torch.ones(3) > 0}, r"\(2,\) and \(3,\)"),
+        ({"training_groups": 0}, "training_groups=0"),
+        ({"training_groups": 11}, "training_groups=11"),
+        ({"training_groups": 1, "total_groups": 1}, "2 groups, but total_groups=1"),
+        ({"training_groups": 1, "total_groups": 3}, "1 training groups, but the neighbours belong to 2"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused(changes, message):
+    arguments = {
+        "weights": torch.ones(2),
+        "neighbor_groups": torch.tensor([1, 2]),
+        "training_groups": 5,
+        "total_groups": 10,
+        "is_training": torch.ones(2) > 0,
+    }
+
+    with pytest.raises(ConfigurationError, match=message):
+        inspect.unwrap(memorization_p_value)(**(arguments | changes))
