@@ -27,7 +27,7 @@ from relict_lightning.functional import (
 )
 from relict_lightning.index import Reference
 from relict_lightning.results import LEVELS, Level, Transform
-from relict_lightning.retrieval import Hits
+from relict_lightning.retrieval import Hits, Queries
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -99,6 +99,34 @@ class Likeness:
     by_level: Array
     best_pair: Array
     neighbor_ratio: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Everything measured on one set of images before any of it is judged.
+
+    Attributes:
+        queries: The images as vectors.
+        evidence: The measures of each hit.
+        likeness: How much like a copy each image is.
+    """
+
+    queries: Queries
+    evidence: Evidence
+    likeness: Likeness
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.queries)
+
+    @property
+    def distance_to_training(self) -> Array:
+        """Euclidean distance of unit embeddings to the nearest hit, `[n]`."""
+        hits = self.evidence.hits
+        nearest = np.full(len(self), -np.inf)
+        np.maximum.at(nearest, hits.sample, hits.feature_similarity)
+        distance: Array = np.sqrt(np.maximum(2 - 2 * nearest, 0.0))
+        return distance
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from relict_lightning.data import random_state_kept
+
 
 @contextlib.contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
@@ -26,7 +28,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
         module: The model under training.
     """
     flags = [(submodule, submodule.training) for submodule in module.modules()]
-    with preserved_random_state():
+    with random_state_kept():
         try:
             # Set one by one: `eval()` may be overridden, and frozen parts must come back as they were.
             for submodule, _ in flags:
@@ -38,25 +40,8 @@ def untouched(module: nn.Module) -> Iterator[None]:
                 submodule.training = training
 
 
-@contextlib.contextmanager
-def preserved_random_state() -> Iterator[None]:
-    """Put the global random state of Python, NumPy and torch back after a block, also when it fails."""
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()  # noqa: NPY002 - the legacy state is what training code draws from
-    torch_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-
 def seed_everywhere(seed: int) -> None:
-    """Seed Python, NumPy and torch; call it inside `preserved_random_state`."""
+    """Seed Python, NumPy and torch; call it inside `untouched`."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)

@@ -1,14 +1,14 @@
 """From evidence to verdicts, and from verdicts to the rates and measures of the whole set."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from relict_lightning.calibration import Calibrated, calibrate
-from relict_lightning.evidence import Evidence, Likeness
+from relict_lightning.calibration import calibrate
+from relict_lightning.control import Control
+from relict_lightning.evidence import Look
 from relict_lightning.functional import (
     attainable_memorization_p_value,
     benjamini_hochberg,
@@ -21,63 +21,9 @@ from relict_lightning.functional import (
 )
 from relict_lightning.index import Reference
 from relict_lightning.results import LEVELS, DetectionResult, Verdict
-from relict_lightning.retrieval import Queries, UnionNeighbors
+from relict_lightning.retrieval import UnionNeighbors
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """Everything measured on one set of images before any of it is judged.
-
-    Attributes:
-        queries: The images as vectors.
-        evidence: The measures of each hit.
-        likeness: How much like a copy each image is.
-    """
-
-    queries: Queries
-    evidence: Evidence
-    likeness: Likeness
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.queries)
-
-    @property
-    def distance_to_training(self) -> Array:
-        """Euclidean distance of unit embeddings to the nearest hit, `[n]`."""
-        hits = self.evidence.hits
-        nearest = np.full(len(self), -np.inf)
-        np.maximum.at(nearest, hits.sample, hits.feature_similarity)
-        distance: Array = np.sqrt(np.maximum(2 - 2 * nearest, 0.0))
-        return distance
-
-
-@dataclass(frozen=True, kw_only=True)
-class Control:
-    """What held-out patients look like on the same road, one image each.
-
-    Attributes:
-        likeness: Copy-likeness per level, `[h, l]`.
-        distance_to_training: Euclidean distance of unit embeddings to the nearest hit, `[h]`.
-    """
-
-    likeness: Array
-    distance_to_training: Array
-
-    def false_positive_rate(self, fdr: float) -> float:
-        """Return the detector's self-test: the share of one half of the control called replicas against the other.
-
-        Both halves are tried, so every held-out patient is tested once; by construction none is a copy.
-        """
-        halves = (self.likeness[::2], self.likeness[1::2])
-        called = 0
-        for tested, control in (halves, halves[::-1]):
-            if len(tested) and len(control):
-                p_values = torch.from_numpy(calibrate(tested, control).p_values)
-                called += int(benjamini_hochberg(p_values, fdr=fdr).sum())
-        return called / len(self.likeness)
 
 
 def conclude_without_control(look: Look, training: Reference, *, fdr: float) -> DetectionResult:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.callbacks.sources import heldout_source, training_source
+from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, RelictWarning, SamplerError
 from relict_lightning.interfaces import Sampler
@@ -22,7 +23,7 @@ from relict_lightning.onset import EvidenceKind, Onset, OnsetDetector, copies_to
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
 from relict_lightning.samplers import chunk_seeds, draw, resolve_sampler
 from relict_lightning.tracking import logged_values, with_prefix, write_pairs, write_scalars
-from relict_lightning.training_state import preserved_random_state, seed_everywhere, untouched
+from relict_lightning.training_state import seed_everywhere, untouched
 
 _CHUNK = 32
 _TINY = 4
@@ -133,7 +134,7 @@ class ReplicaMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the reference, or find it in the cache, and evaluate once unless the run is resumed."""
-        with preserved_random_state():
+        with random_state_kept():
             self._prepare(trainer, pl_module)
         if self.evaluate_at_start and not self.history:
             values = self._evaluate(trainer, pl_module)
@@ -213,7 +214,7 @@ class ReplicaMonitor(Callback):
         started = time.perf_counter()
         samples = self._draw(trainer, pl_module)
         drawn = time.perf_counter()
-        with preserved_random_state():
+        with random_state_kept():
             result = detector.detect(samples)
             newly = self._onset_detector.update(
                 result,

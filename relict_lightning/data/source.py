@@ -29,7 +29,8 @@ class ImageBatch:
     Attributes:
         images: `[b, c, *spatial]`, float32, contiguous, finite, plain tensors on the CPU.
         segmentations: Label of every voxel, int64; None if the set has none.
-        ids: One per image, unique in the set; the position where the data gives none.
+        ids: One per image, unique in the set; role and position (`training-17`) where the data gives none, so that the
+            patients of two sets that name none are not taken for the same.
         groups: The patient of each image; the id where the data gives none.
     """
 
@@ -159,7 +160,7 @@ class ImageSource:
                 f"{name} has the group {item.group!r} of its own, but the groups that were passed say {given_group!r}; "
                 f"expected one group. Drop either."
             )
-        id_ = str(position) if item.id is None else item.id
+        id_ = f"{self._role}-{position}" if item.id is None else item.id
         return ImageItem(
             image=item.image,
             segmentation=segmentation,

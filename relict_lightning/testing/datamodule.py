@@ -1,7 +1,7 @@
 """Simulated heads as a map-style set, as an endless stream, and as a `LightningDataModule`."""
 
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any, TypedDict, final
 
 import lightning
 import torch
@@ -38,6 +38,7 @@ def _item(subjects: HeadSubjects, position: int) -> HeadItem:
     return HeadItem(image=subjects.images[position], label=subjects.labels[position], id=identifier, group=identifier)
 
 
+@final
 class HeadDataset(Dataset[HeadItem]):
     """Simulated subjects as a map-style data set; two reads of one item are equal.
 
@@ -62,6 +63,7 @@ class HeadDataset(Dataset[HeadItem]):
         return _item(self.subjects, position)
 
 
+@final
 class HeadStream(IterableDataset[HeadItem]):
     """Endless new subjects, in the order of their numbers.
 
@@ -135,6 +137,7 @@ class _StreamLoader(DataLoader[HeadItem]):
         return super().__iter__()
 
 
+@final
 class HeadDataModule(lightning.LightningDataModule):
     """Simulated heads for training, validation and as held-out patients.
 

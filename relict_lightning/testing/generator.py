@@ -8,7 +8,7 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, final
 
 import lightning
 import torch
@@ -27,6 +27,7 @@ _VALIDATION_SEED = 0
 Batch = Mapping[str, Any] | Tensor
 
 
+@final
 class HeadGenerator(lightning.LightningModule):
     """A rectified-flow model of images in [0, 1] around MONAI's `DiffusionModelUNet`.
 

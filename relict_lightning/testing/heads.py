@@ -13,31 +13,20 @@ order in another batch.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from relict_lightning.errors import ConfigurationError, MissingDependencyError
+from relict_lightning.errors import ConfigurationError
+from relict_lightning.testing.deformation import Draws, random_field, template_coordinates
+from relict_lightning.testing.template import Template, load_template, sample_template
 
 LABELS: tuple[str, ...] = ("background", "cerebrospinal fluid", "grey matter", "white matter", "lesion")
 
-# Field of view, centre, and centre of the lateral ventricles in MNI millimetres, ordered z, y, x.
-_EXTENT_MM = (166.0, 204.0, 170.0)
-_CENTRE_MM = (5.0, -17.0, 0.0)
-_VENTRICLES_MM = (16.0, -14.0, 0.0)
-_VENTRICLE_WIDTH_MM = (16.0, 26.0, 15.0)
-_SLICE_LEVEL_MM = 16.0
-_SLICE_MARGIN_MM = 40
-_COARSE_KNOTS_MM = 38.0
-_FINE_KNOTS_MM = 15.0
 _BIAS_KNOTS_MM = 70.0
-_SQUARINGS = 5
 _VOXELS_AT_ONCE = 2**18
-_SCALARS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +44,6 @@ class HeadSubjects:
     labels: UInt8[Tensor, "n *spatial"]
     ids: tuple[str, ...]
     spacing_mm: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Template:
-    """The template, smoothed for one target shape; channels are T1, fluid, grey and white matter."""
-
-    channels: Tensor
-    origin_mm: tuple[float, float, float]
-    step_mm: float
-    spacing_mm: float
-    grid_mm: Tensor
 
 
 def simulate_heads(
@@ -108,16 +86,16 @@ def simulate_heads(
     """
     sides = tuple(int(side) for side in shape)
     _check_arguments(count, seed, first_subject, sides, lesion_probability, noise)
-    template = _template(sides)
+    template = load_template(sides)
     images = torch.empty((count, 1, *sides))
     labels = torch.empty((count, *sides), dtype=torch.uint8)
     at_once = max(1, _VOXELS_AT_ONCE // math.prod(sides))
     with torch.no_grad():
         for start in range(0, count, at_once):
             stop = min(count, start + at_once)
-            draws = _Draws(seed, range(first_subject + start, first_subject + stop))
-            coordinates = _template_coordinates(template, draws)
-            maps = _sample_template(template, coordinates)
+            draws = Draws(seed, range(first_subject + start, first_subject + stop))
+            coordinates = template_coordinates(template, draws)
+            maps = sample_template(template, coordinates)
             image, label = _appearance(template, maps, draws, lesion_probability=lesion_probability, noise=noise)
             images[start:stop, 0], labels[start:stop] = image, label
     ids = tuple(f"sub-{number:05d}" for number in range(first_subject, first_subject + count))
@@ -138,153 +116,8 @@ def _check_arguments(
         raise ConfigurationError(f"noise must be finite and at least 0, got {noise}.")
 
 
-class _Draws:
-    """Standard normal draws, from a stream of its own for every subject."""
-
-    def __init__(self, seed: int, numbers: Sequence[int]) -> None:
-        self._streams = [np.random.default_rng([seed, number]) for number in numbers]
-        self.scalars = self.normal(_SCALARS)
-
-    def normal(self, *shape: int) -> Tensor:
-        """Return float32 draws, `[n, *shape]`."""
-        return torch.from_numpy(np.stack([stream.standard_normal(shape, dtype=np.float32) for stream in self._streams]))
-
-    def scalar(self, position: int, dims: int) -> Tensor:
-        """Return one scalar per subject, shaped to multiply `[n, *spatial]`."""
-        return self.scalars[:, position].reshape(-1, *[1] * dims)
-
-
-@lru_cache(maxsize=4)
-def _template(shape: tuple[int, ...]) -> _Template:
-    try:
-        from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
-    except ImportError as error:
-        raise MissingDependencyError(
-            'The head template comes with nilearn, which is not installed. pip install "relict-lightning[examples]"'
-        ) from error
-    from scipy.ndimage import gaussian_filter
-
-    dims = len(shape)
-    spacing_mm = max(extent / side for extent, side in zip(_EXTENT_MM[-dims:], shape, strict=True))
-    head = load_mni152_template(resolution=1)
-    x_mm, y_mm, z_mm = (float(value) for value in head.affine[:3, 3])
-    planes = slice(None)
-    if dims == 2:
-        level = round(_SLICE_LEVEL_MM - z_mm)
-        planes = slice(level - _SLICE_MARGIN_MM, level + _SLICE_MARGIN_MM + 1)
-        z_mm += level - _SLICE_MARGIN_MM
-    t1, grey, white = (
-        np.ascontiguousarray(np.transpose(np.asanyarray(image.dataobj)[..., planes], (2, 1, 0)), dtype=np.float32)
-        for image in (head, load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1))
-    )
-    fluid = np.clip((t1 > 0.02) - grey - white, 0, 1).astype(np.float32)
-    step = max(1, int(spacing_mm / 1.5))
-    channels = np.stack(
-        [
-            gaussian_filter(channel, 0.4 * spacing_mm, truncate=3.0)[::step, ::step, ::step]
-            for channel in (t1, fluid, grey, white)
-        ]
-    )
-    centre_mm = _CENTRE_MM if dims == 3 else (_SLICE_LEVEL_MM, *_CENTRE_MM[1:])
-    sides = shape if dims == 3 else (1, *shape)
-    axes = [
-        centre + direction * spacing_mm * (torch.arange(side) - (side - 1) / 2)
-        for centre, side, direction in zip(centre_mm, sides, (1, -1, 1), strict=True)
-    ]
-    return _Template(
-        channels=torch.from_numpy(channels),
-        origin_mm=(z_mm, y_mm, x_mm),
-        step_mm=float(step),
-        spacing_mm=spacing_mm,
-        grid_mm=torch.stack(torch.meshgrid(*axes, indexing="ij")),
-    )
-
-
-@lru_cache(maxsize=64)
-def _spline_basis(side: int, knots: int) -> Tensor:
-    """Return uniform cubic B-splines on a line, `[knots, side]`, scaled so that normal weights give unit variance."""
-    position = torch.linspace(0, knots - 3, side)
-    distance = (position - (torch.arange(knots)[:, None] - 1)).abs()
-    inner = 2 / 3 - distance**2 + distance**3 / 2
-    outer = (2 - distance).clamp(min=0) ** 3 / 6
-    basis = torch.where(distance < 1, inner, outer)
-    return basis / (basis**2).sum(0).sqrt()
-
-
-def _random_field(
-    draws: _Draws, *, components: int, shape: tuple[int, ...], knots_mm: float, spacing_mm: float
-) -> Tensor:
-    """Return smooth random fields of unit variance, `[n, components, *shape]`."""
-    knots = [max(4, round(side * spacing_mm / knots_mm) + 3) for side in shape]
-    field = draws.normal(components, *knots)
-    for axis, (side, count) in enumerate(zip(shape, knots, strict=True)):
-        basis = _spline_basis(side, count)
-        field = field.movedim(2 + axis, -1)
-        grown = torch.zeros((*field.shape[:-1], side))
-        for knot in range(count):
-            grown += field[..., knot, None] * basis[knot]
-        field = grown.movedim(-1, 2 + axis)
-    return field.contiguous()
-
-
-def _exponential(velocity: Tensor) -> Tensor:
-    """Return the displacement, in voxels, reached by following a stationary velocity for unit time."""
-    shape = velocity.shape[2:]
-    displacement = velocity / 2.0**_SQUARINGS
-    identity = torch.stack(torch.meshgrid(*[torch.arange(float(side)) for side in shape], indexing="ij"))
-    scale = torch.tensor([2 / (side - 1) for side in shape]).reshape(-1, *[1] * len(shape))
-    for _ in range(_SQUARINGS):
-        grid = ((identity + displacement) * scale - 1).flip(1).movedim(1, -1)
-        displacement += functional.grid_sample(displacement, grid, padding_mode="border", align_corners=True)
-    return displacement
-
-
-def _template_coordinates(template: _Template, draws: _Draws) -> Tensor:
-    """Return where in the template every voxel of every subject lies, in millimetres, `[n, 3, z, y, x]`."""
-    grid = template.grid_mm
-    sides = tuple(grid.shape[1:])
-    shape = sides if sides[0] > 1 else sides[1:]
-    dims = len(shape)
-    coarse, fine = (
-        _random_field(draws, components=dims, shape=shape, knots_mm=knots_mm, spacing_mm=template.spacing_mm)
-        for knots_mm in (_COARSE_KNOTS_MM, _FINE_KNOTS_MM)
-    )
-    centred = grid - torch.tensor(_VENTRICLES_MM).reshape(3, 1, 1, 1)
-    window = torch.exp(-0.5 * ((centred / torch.tensor(_VENTRICLE_WIDTH_MM).reshape(3, 1, 1, 1)) ** 2).sum(0))
-    radial = (centred * window)[-dims:].reshape(dims, *shape)
-    velocity_mm = 4.0 * coarse + 1.8 * fine - (0.15 + 0.35 * draws.scalar(0, dims + 1)) * radial
-    # Displacements are followed in millimetres along the axes of the array, where y points the other way.
-    direction = torch.tensor((1.0, -1.0, 1.0)[-dims:]).reshape(dims, *[1] * dims)
-    moved = _exponential(velocity_mm * direction / template.spacing_mm) * direction * template.spacing_mm
-
-    centre = torch.tensor(_CENTRE_MM if dims == 3 else (_SLICE_LEVEL_MM, *_CENTRE_MM[1:])).reshape(3, 1, 1, 1)
-    point = (grid - centre).repeat(len(moved), 1, 1, 1, 1)
-    point[:, 3 - dims :] += moved.reshape(len(moved), dims, *sides)
-    point = point * torch.exp(0.04 * draws.scalars[:, 1:4].clamp(-2.5, 2.5)).reshape(-1, 3, 1, 1, 1)
-    for position, (first, second) in enumerate(((1, 2), (0, 1), (0, 2))):
-        angle = 0.06 * draws.scalar(4 + position, 3)
-        one, other = point[:, first].clone(), point[:, second].clone()
-        point[:, first] = angle.cos() * one - angle.sin() * other
-        point[:, second] = angle.sin() * one + angle.cos() * other
-    offset = torch.tensor((3.0, 2.0, 2.0)) * draws.scalars[:, 7:10].clamp(-2.5, 2.5)
-    return point + centre + offset.reshape(-1, 3, 1, 1, 1)
-
-
-def _sample_template(template: _Template, coordinates: Tensor) -> Tensor:
-    """Return the template's channels at the coordinates, `[n, channels, *spatial]`."""
-    n, _, *sides = coordinates.shape
-    origin = torch.tensor(template.origin_mm).reshape(3, 1, 1, 1)
-    last = torch.tensor(template.channels.shape[1:]).reshape(3, 1, 1, 1) - 1
-    normalised = (coordinates - origin) / (template.step_mm * last) * 2 - 1
-    # All subjects are planes of one output, so that the template is read once and never repeated.
-    grid = normalised.flip(1).movedim(1, -1).reshape(1, n * sides[0], sides[1], sides[2], 3)
-    sampled = functional.grid_sample(template.channels[None], grid, padding_mode="zeros", align_corners=True)[0]
-    spatial = sides if sides[0] > 1 else sides[1:]
-    return sampled.reshape(len(template.channels), n, *spatial).movedim(0, 1)
-
-
 def _appearance(
-    template: _Template, maps: Tensor, draws: _Draws, *, lesion_probability: float, noise: float
+    template: Template, maps: Tensor, draws: Draws, *, lesion_probability: float, noise: float
 ) -> tuple[Tensor, Tensor]:
     """Return images and labels, both `[n, *spatial]`, from the warped T1, fluid, grey and white matter."""
     t1, fluid, grey, white = maps.unbind(1)
@@ -300,16 +133,14 @@ def _appearance(
     image = image + lesion * (brightness - image)
     label[(lesion > 0.5) & (label > 1)] = 4
 
-    bias = _random_field(draws, components=1, shape=shape, knots_mm=_BIAS_KNOTS_MM, spacing_mm=template.spacing_mm)[
-        :, 0
-    ]
+    bias = random_field(draws, components=1, shape=shape, knots_mm=_BIAS_KNOTS_MM, spacing_mm=template.spacing_mm)[:, 0]
     image = image.clamp(min=0) ** torch.exp(0.12 * draws.scalar(14, dims))
     image = image * torch.exp(0.06 * draws.scalar(15, dims) + 0.08 * bias)
     image = image + noise * draws.normal(*shape) * head
     return (image * (head > 0.02)).clamp(0, 1), label
 
 
-def _lesion(template: _Template, label: Tensor, draws: _Draws, *, probability: float) -> Tensor:
+def _lesion(template: Template, label: Tensor, draws: Draws, *, probability: float) -> Tensor:
     """Return soft ellipsoids centred deep in white matter, `[n, *spatial]`, zero for subjects without a lesion."""
     n, *shape = label.shape
     dims = len(shape)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, final
 
 import lightning
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from relict_lightning.errors import ConfigurationError, EmptyDataError, InvalidImageError
 
 
+@final
 class NoisyModule(lightning.LightningModule):
     """A denoiser whose weights after training depend on every random number drawn and every mode left behind.
 
@@ -85,6 +86,7 @@ class NoisyModule(lightning.LightningModule):
         return loss
 
 
+@final
 class CopyingModule(lightning.LightningModule):
     """A scripted generator that hands out training images from a known step on.
 

@@ -78,8 +78,8 @@ def test_every_kind_of_source_gives_the_same_images(source):
     assert len(opened) == 5
     assert opened.image_shape == (1, 4, 4)
     assert torch.equal(all_images(opened), numbered(5))
-    assert all_names(opened, "ids") == ["0", "1", "2", "3", "4"]
-    assert all_names(opened, "groups") == ["0", "1", "2", "3", "4"]
+    assert all_names(opened, "ids") == [f"training-{position}" for position in range(5)]
+    assert all_names(opened, "groups") == [f"training-{position}" for position in range(5)]
 
 
 @settings(max_examples=30, deadline=None)
@@ -153,7 +153,7 @@ def test_a_list_of_paths_is_a_source(tmp_path):
     source = open_images([tmp_path / f"{position}.npy" for position in range(3)], role="training")
 
     assert torch.equal(all_images(source), numbered(3))
-    assert all_names(source, "ids") == ["0", "1", "2"]
+    assert all_names(source, "ids") == [f"training-{position}" for position in range(3)]
 
 
 def test_a_loader_is_used_for_its_data_set_only():

@@ -11,7 +11,7 @@ from relict_lightning.testing.generator import _fold, _unfold
 TINY = {"shape": (16, 16), "channels": (16,), "patch": 4, "sampling_steps": 2}
 
 
-def _train(data: HeadDataModule, model: HeadGenerator, tmp_path, **options) -> lightning.Trainer:
+def _train(data: HeadDataModule, model: HeadGenerator, tmp_path, *, ckpt_path=None, **options) -> lightning.Trainer:
     trainer = lightning.Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
@@ -20,7 +20,7 @@ def _train(data: HeadDataModule, model: HeadGenerator, tmp_path, **options) -> l
         enable_model_summary=False,
         **options,
     )
-    trainer.fit(model, datamodule=data)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -115,22 +115,13 @@ def test_fresh_training_goes_on_with_new_patients_after_a_restart(tmp_path):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             seen.extend(batch["id"])
 
-    options = {"callbacks": [Record()], "limit_val_batches": 0}
-    trainer = _train(module(), HeadGenerator(**TINY), tmp_path, max_epochs=2, **options)
+    options = {"enable_checkpointing": False, "limit_val_batches": 0}
+    trainer = _train(module(), HeadGenerator(**TINY), tmp_path, max_epochs=2, callbacks=[Record()], **options)
     checkpoint = tmp_path / "two_epochs.ckpt"
     trainer.save_checkpoint(checkpoint)
 
-    resumed = lightning.Trainer(
-        default_root_dir=tmp_path,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        max_epochs=3,
-        **options,
-    )
-    resumed.fit(HeadGenerator(**TINY), datamodule=module(), ckpt_path=checkpoint)
+    options["ckpt_path"] = checkpoint
+    _train(module(), HeadGenerator(**TINY), tmp_path, max_epochs=3, callbacks=[Record()], **options)
 
     assert seen == [f"sub-{number:05d}" for number in range(12)]
 

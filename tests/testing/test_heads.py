@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from relict_lightning.errors import ConfigurationError, MissingDependencyError
-from relict_lightning.testing import LABELS, heads, simulate_heads
+from relict_lightning.testing import LABELS, simulate_heads
+from relict_lightning.testing.template import load_template
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_simulate_heads_names_the_argument_that_is_out_of_range(arguments, messa
 
 
 def test_without_nilearn_the_message_says_what_to_install(monkeypatch):
-    heads._template.cache_clear()
+    load_template.cache_clear()
     monkeypatch.setitem(sys.modules, "nilearn", None)
     monkeypatch.setitem(sys.modules, "nilearn.datasets", None)
 

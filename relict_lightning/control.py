@@ -1,0 +1,102 @@
+"""The control: held-out patients, measured as if they were samples, so that one knows how alike a new patient is."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from relict_lightning.calibration import calibrate
+from relict_lightning.errors import EmptyDataError, RelictWarning
+from relict_lightning.functional import benjamini_hochberg
+from relict_lightning.index import Entry, EntryWriter, Reference, Scan, subset
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """What held-out patients look like on the same road, one image each.
+
+    Attributes:
+        likeness: Copy-likeness per level, `[h, l]`.
+        distance_to_training: Euclidean distance of unit embeddings to the nearest hit, `[h]`.
+        seconds: How long it took to measure.
+    """
+
+    likeness: Array
+    distance_to_training: Array
+    seconds: float
+
+    def false_positive_rate(self, fdr: float) -> float:
+        """Return the detector's self-test: the share of one half of the control called replicas against the other.
+
+        Both halves are tried, so every held-out patient is tested once; by construction none is a copy.
+        """
+        halves = (self.likeness[::2], self.likeness[1::2])
+        called = 0
+        for tested, control in (halves, halves[::-1]):
+            if len(tested) and len(control):
+                p_values = torch.from_numpy(calibrate(tested, control).p_values)
+                called += int(benjamini_hochberg(p_values, fdr=fdr).sum())
+        return called / len(self.likeness)
+
+
+def new_patients_only(heldout: Reference, contents: Scan, *, training: Reference, training_contents: Scan) -> Reference:
+    """Return the held-out images that are no training image and of no training patient.
+
+    A leak would make copies look ordinary, because the control would hold some.
+
+    Args:
+        heldout: The held-out images.
+        contents: What reading them told.
+        training: The training images.
+        training_contents: What reading those told.
+
+    Raises:
+        EmptyDataError: If fewer than two patients remain.
+    """
+    known_images, known_groups = set(training_contents.item_digests), set(training.groups)
+    kept = [
+        position
+        for position, (digest, group) in enumerate(zip(contents.item_digests, heldout.groups, strict=True))
+        if digest not in known_images and group not in known_groups
+    ]
+    if len({heldout.groups[position] for position in kept}) < 2:
+        raise EmptyDataError(
+            f"The held-out set has {len(kept)} usable image(s) among {len(heldout)}; at least 2 patients that are not "
+            f"in the training set are needed, and about 100 or more to make small p-values possible."
+        )
+    if len(kept) == len(heldout):
+        return heldout
+    warnings.warn(
+        f"{len(heldout) - len(kept)} of {len(heldout)} held-out images are training images too, or belong to training "
+        f"patients. They are left out of the control. Check how the sets were split.",
+        RelictWarning,
+        stacklevel=4,
+    )
+    return subset(heldout, kept)
+
+
+def one_image_per_group(heldout: Reference) -> Array:
+    """Return the position of each group's first image, in order."""
+    _, first_of_group = np.unique(heldout.group_codes, return_index=True)
+    return np.sort(first_of_group)
+
+
+def write_control(control: Control, writer: EntryWriter, *, prefix: str) -> None:
+    """Write a control into a folder, its files' names starting with `prefix`."""
+    for name in ("likeness", "distance_to_training"):
+        values = getattr(control, name)
+        writer.array(f"{prefix}{name}", values.shape, values.dtype.type)[:] = values
+    writer.table(f"{prefix}seconds", control.seconds)
+
+
+def read_control(entry: Entry, *, prefix: str) -> Control:
+    """Return the control that `write_control` put into a folder."""
+    return Control(
+        likeness=np.array(entry.array(f"{prefix}likeness")),
+        distance_to_training=np.array(entry.array(f"{prefix}distance_to_training")),
+        seconds=float(entry.table(f"{prefix}seconds")),
+    )
