@@ -62,7 +62,9 @@ def calibrate(likeness: Array, control: Array) -> Calibrated:
     at_least = (fused[:, 1:] >= fused[:, :1]).sum(axis=1)
     location, spread = _location_and_spread(control[None])
     levels = [
-        conformal_p_value(torch.from_numpy(likeness[:, level].copy()), torch.from_numpy(control[:, level].copy())).numpy()
+        conformal_p_value(
+            torch.from_numpy(likeness[:, level].copy()), torch.from_numpy(control[:, level].copy())
+        ).numpy()
         for level in range(control.shape[1])
     ]
     return Calibrated(

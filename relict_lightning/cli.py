@@ -28,8 +28,12 @@ def main() -> None:
 
 @app.command()
 def demo(
-    subjects: Annotated[Subjects, typer.Option(help="Train on few subjects, or on fresh ones all the time.")] = Subjects.FEW,
-    output: Annotated[Path, typer.Option(help="Folder for index, checkpoints, numbers and report.")] = Path("relict_demo"),
+    subjects: Annotated[
+        Subjects, typer.Option(help="Train on few subjects, or on fresh ones all the time.")
+    ] = Subjects.FEW,
+    output: Annotated[Path, typer.Option(help="Folder for index, checkpoints, numbers and report.")] = Path(
+        "relict_demo"
+    ),
     max_steps: Annotated[int, typer.Option(help="Where training ends if it is not stopped.")] = 1500,
     seed: Annotated[int, typer.Option(help="Seed of subjects, weights, training and sampling.")] = 0,
 ) -> None:
@@ -42,7 +46,9 @@ def demo(
         typer.echo(outcome.onset.reason)
     if outcome.checkpoint is not None:
         typer.echo(f"Go back to {outcome.checkpoint.path}, replica rate {outcome.checkpoint.replica_rate}.")
-    typer.echo(f"Report: {outcome.report.resolve()} (a local file, which shows the matched pairs; nothing was uploaded)")
+    typer.echo(
+        f"Report: {outcome.report.resolve()} (a local file, which shows the matched pairs; nothing was uploaded)"
+    )
     expected = subjects is Subjects.FEW
     if (outcome.onset is not None) != expected:
         typer.echo("Memorization onset was expected." if expected else "No onset was expected.", err=True)

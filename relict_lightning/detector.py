@@ -97,7 +97,9 @@ class ReplicaDetector:
         progress: bool = False,
     ) -> None:
         if top_k < 2:
-            raise ConfigurationError(f"top_k must be at least 2, so that a hit has something to be judged against; got {top_k}.")
+            raise ConfigurationError(
+                f"top_k must be at least 2, so that a hit has something to be judged against; got {top_k}."
+            )
         _check_fdr(fdr)
         if transforms not in ("default", "none"):
             raise ConfigurationError(f'transforms must be "default" or "none", got {transforms!r}.')
@@ -206,9 +208,7 @@ class ReplicaDetector:
             fdr=fdr,
         )
 
-    def matched_pairs(
-        self, generated: Images, result: DetectionResult, positions: Sequence[int]
-    ) -> list[MatchedPair]:
+    def matched_pairs(self, generated: Images, result: DetectionResult, positions: Sequence[int]) -> list[MatchedPair]:
         """Return samples beside the training images that they match, moved onto them, for people to look at.
 
         Args:
@@ -312,7 +312,7 @@ class ReplicaDetector:
             if digest_module(module) != saved["digests"][name]:
                 raise IndexStaleError(
                     f"The detector in {path} was fitted with another {name} than the {type(module).__name__} given now "
-                    f"(class, configuration or weights differ). Pass `load(..., {name}=...)` the same one, or fit again."
+                    f"(class, configuration or weights differ). Pass the same one as `load(..., {name}=...)`, or fit."
                 )
         detector._fitted = read_fitted(entry)
         return detector

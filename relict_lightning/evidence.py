@@ -8,6 +8,7 @@ A copy has a score near 1, a new patient one near 0, whatever the generator's lo
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
     best_pair = np.zeros(count, dtype=np.int64)
     neighbor_ratios = np.zeros(count)
     starts = np.searchsorted(hits.sample, np.arange(count + 1))
-    for sample, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for sample, (start, stop) in enumerate(pairwise(starts)):
         over_levels = np.zeros(stop - start)
         for column, level in enumerate(LEVELS):
             distance, order = distances[level][start:stop].sort()

@@ -35,7 +35,10 @@ class EvidenceKind(str, enum.Enum):
         """What has to hold for the error rate to hold, in words."""
         if self is EvidenceKind.PERMUTATION:
             return "assuming only that training and held-out patients were split at random"
-        return "assuming that samples of a model that does not memorize are no more alike to training patients than held-out patients are"
+        return (
+            "assuming that samples of a model that does not memorize are no more alike to training patients than "
+            "held-out patients are"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

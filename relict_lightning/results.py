@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
 
 Level = Literal["voxel", "feature", "segmentation"]
 
@@ -113,8 +113,8 @@ class DetectionResult:
         fdr: False discovery rate that the verdicts were made at.
         control_scores: Scores of the held-out images, one per held-out group.
         memorization_p_value: Exact permutation p-value that the samples know the training set; None without a control.
-        attainable_p_value: The smallest value that `memorization_p_value` could have taken, were every sample's
-            nearest neighbour another training patient; None without a control.
+        attainable_p_value: The smallest value that `memorization_p_value` could have taken, were all patients that the
+            samples are nearest to training patients; None without a control.
         discovery_p_value: Simes p-value of the samples' conformal p-values: that any sample is a replica; None
             without a control.
         measures: Set-level measures by their logged name without prefix, such as `neighbor_ratio_fraction`.
@@ -130,9 +130,9 @@ class DetectionResult:
     discovery_p_value: float | None
     measures: Mapping[str, float]
 
-    def to_frame(self) -> "pandas.DataFrame":
+    def to_frame(self) -> "pd.DataFrame":
         """Return one row per sample: the verdict's fields, and a column `level_measure` for each piece of evidence."""
-        import pandas
+        import pandas as pd
 
         rows = []
         for position, verdict in enumerate(self.verdicts):
@@ -150,7 +150,7 @@ class DetectionResult:
             for level, measures in verdict.evidence.items():
                 row |= {f"{level}_{name}": value for name, value in measures.items()}
             rows.append(row)
-        return pandas.DataFrame(rows)
+        return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,11 @@ class Hits:
 
 @torch.no_grad()
 def make_queries(
-    images: Float[Tensor, "n c *spatial"], *, encoder: nn.Module, mirrors: Sequence[tuple[int, ...]], device: torch.device
+    images: Float[Tensor, "n c *spatial"],
+    *,
+    encoder: nn.Module,
+    mirrors: Sequence[tuple[int, ...]],
+    device: torch.device,
 ) -> Queries:
     """Return the vectors that images are looked up by.
 

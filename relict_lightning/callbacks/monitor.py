@@ -6,24 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from relict_lightning.callbacks.drawing import SampleDrawer
 from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.callbacks.sources import heldout_source, training_source
 from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
-from relict_lightning.errors import ConfigurationError, RelictWarning, SamplerError
+from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.interfaces import Sampler
 from relict_lightning.onset import EvidenceKind, Onset, OnsetDetector, copies_to_decide, rate_to_primitives
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
-from relict_lightning.samplers import chunk_seeds, draw, resolve_sampler
+from relict_lightning.samplers import resolve_sampler
 from relict_lightning.tracking import logged_values, with_prefix, write_pairs, write_scalars
-from relict_lightning.training_state import seed_everywhere, untouched
 
 _CHUNK = 32
 _TINY = 4
@@ -66,7 +64,7 @@ class ReplicaMonitor(Callback):
         history: Every evaluation so far.
         onset: When memorization was established, None while it is not.
         last_result: What the detector found at the last evaluation.
-        last_pairs: The samples most like a copy at the last evaluation (at onset, once there is one), with their matches.
+        last_pairs: The samples most like a copy at the last evaluation, with their matches.
         evaluated_now: Whether the newest training step was evaluated.
     """
 
@@ -96,12 +94,12 @@ class ReplicaMonitor(Callback):
             raise ConfigurationError(f"sample_batch_size must be at least 1, got {sample_batch_size}.")
         self.schedule = Schedule(every_n_epochs=every_n_epochs, every_n_steps=every_n_steps)
         self.detector = detector
-        self.sampler = resolve_sampler(sampler)
+        size = sample_batch_size or min(num_samples, _CHUNK)
+        self._drawer = SampleDrawer(resolve_sampler(sampler), chunk_size=size, seed=seed)
         self.num_samples = num_samples
         self.training = training
         self.heldout = heldout
         self.evaluate_at_start = evaluate_at_start
-        self.sample_batch_size = sample_batch_size or min(num_samples, _CHUNK)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.seed = seed
         self.log_images = log_images
@@ -117,7 +115,10 @@ class ReplicaMonitor(Callback):
     def state_key(self) -> str:
         """A key of its own for each configuration, so that two monitors keep two histories."""
         return self._generate_state_key(
-            num_samples=self.num_samples, schedule=str(self.schedule), seed=self.seed, sampler=type(self.sampler).__name__
+            num_samples=self.num_samples,
+            schedule=str(self.schedule),
+            seed=self.seed,
+            sampler=type(self._drawer.sampler).__name__,
         )
 
     @property
@@ -138,7 +139,7 @@ class ReplicaMonitor(Callback):
             self._prepare(trainer, pl_module)
         if self.evaluate_at_start and not self.history:
             values = self._evaluate(trainer, pl_module)
-            # Not through the module's `log`: what is logged here would overwrite the first epoch's own value at its end.
+            # Not through the module's `log`: what is logged here would overwrite the first epoch's value at its end.
             write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
 
     def on_train_batch_end(
@@ -171,7 +172,7 @@ class ReplicaMonitor(Callback):
         if self.onset is None and self.history and self.history[-1].replica_rate is not None:
             rate_zero = self.history[-1].replica_rate
             rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {rate_zero}.")
-        if self.report_path is not None and self.history and trainer.is_global_zero and not trainer.fast_dev_run:
+        if self.report_path is not None and self.history and trainer.is_global_zero and not _is_dry_run(trainer):
             from relict_lightning.callbacks.reporting import write_run_report
 
             path = write_run_report(self.report_path, monitor=self, trainer=trainer)
@@ -204,9 +205,11 @@ class ReplicaMonitor(Callback):
             values = dict(self.history[-1].measures)
         else:
             return
-        everywhere = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": True}
-        pl_module.log_dict(with_prefix(values), logger=due, **everywhere)
-        pl_module.log(with_prefix({"evaluated": 0.0}).popitem()[0], float(due), logger=False, **everywhere)
+        # Early stopping and checkpoints expect a value at every epoch; loggers get each evaluation once.
+        for shown, to_loggers in ((values, due), ({"evaluated": float(due)}, False)):
+            pl_module.log_dict(
+                with_prefix(shown), logger=to_loggers, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
+            )
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Draw samples, check them, take the result into the history, and return the values to log."""
@@ -239,50 +242,20 @@ class ReplicaMonitor(Callback):
         self.evaluated_now = True
         if newly is not None:
             rank_zero_info(newly.reason)
-        if self.log_images and trainer.is_global_zero and not trainer.fast_dev_run:
+        if self.log_images and trainer.is_global_zero and not _is_dry_run(trainer):
             write_pairs(trainer.loggers, self.last_pairs, step=trainer.global_step)
         return values
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-        """Return this evaluation's samples, each rank drawing its share of the chunks."""
-        num_samples = min(self.num_samples, _TINY) if trainer.fast_dev_run else self.num_samples
-        size = min(self.sample_batch_size, num_samples)
-        seeds = chunk_seeds(num_samples=num_samples, chunk_size=size, seed=self.seed, evaluation=len(self.history))
-        world = trainer.world_size
-        # Every rank draws the same number of chunks, because sharded models need equal numbers of forward passes.
-        padded = seeds + [seeds[-1]] * (-len(seeds) % world)
-        failure: Exception | None = None
-        samples = torch.empty(0)
-        shows = self._shows_progress(trainer) and trainer.is_global_zero
-        bar = tqdm(total=len(padded) // world * size, desc="Sampling", unit="image", leave=False, disable=not shows)
-
-        def begin_chunk(seed: int) -> None:
-            seed_everywhere(seed)
-            bar.update(size)
-
-        with bar, untouched(pl_module), trainer.precision_plugin.forward_context():
-            try:
-                samples = draw(
-                    self.sampler,
-                    pl_module,
-                    seeds=padded[trainer.global_rank :: world],
-                    chunk_size=size,
-                    image_shape=self._fitted_detector.image_shape,
-                    before_chunk=begin_chunk,
-                )
-            except Exception as error:  # noqa: BLE001 - raised again below, once all ranks know of it
-                failure = error
-        everyone_drew = trainer.strategy.reduce_boolean_decision(failure is None, all=True)
-        if failure is not None:
-            raise failure
-        if not everyone_drew:
-            raise SamplerError("Sampling failed on another process; its error says why. All processes stop together.")
-        if world > 1:
-            gathered = trainer.strategy.all_gather(samples.to(pl_module.device)).cpu()
-            # Chunk number j was drawn by rank j modulo the number of ranks.
-            chunks = gathered.unflatten(1, (-1, size)).transpose(0, 1)
-            samples = chunks.reshape(-1, *samples.shape[1:])
-        return samples[:num_samples]
+        """Return this evaluation's samples, the same on every rank."""
+        return self._drawer.draw(
+            trainer,
+            pl_module,
+            num_samples=min(self.num_samples, _TINY) if _is_dry_run(trainer) else self.num_samples,
+            evaluation=len(self.history),
+            image_shape=self._fitted_detector.image_shape,
+            progress=self._shows_progress(trainer) and trainer.is_global_zero,
+        )
 
     # Preparation ------------------------------------------------------------------------------------------------
 
@@ -360,7 +333,9 @@ class ReplicaMonitor(Callback):
                 {
                     "step": evaluation.step,
                     "epoch": evaluation.epoch,
-                    "replica_rate": None if evaluation.replica_rate is None else rate_to_primitives(evaluation.replica_rate),
+                    "replica_rate": None
+                    if evaluation.replica_rate is None
+                    else rate_to_primitives(evaluation.replica_rate),
                     "measures": dict(evaluation.measures),
                 }
                 for evaluation in self.history
@@ -390,6 +365,11 @@ class ReplicaMonitor(Callback):
             )
             for evaluation in state_dict["history"]
         ]
+
+
+def _is_dry_run(trainer: Trainer) -> bool:
+    """Return whether this is a `fast_dev_run`."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _validates(trainer: Trainer) -> bool:

@@ -20,17 +20,19 @@ def write_run_report(path: str | Path, *, monitor: ReplicaMonitor, trainer: Trai
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
     best = next((callback.best for callback in callbacks if isinstance(callback, MemorizationCheckpoint)), None)
     onset = monitor.onset
-    summary = onset and OnsetSummary(
-        step=onset.step,
-        epoch=onset.epoch,
-        reason=onset.reason,
-        replica_rate=onset.replica_rate,
-        p_value=onset.p_value,
-        alpha_spent=onset.level,
-        checkpoint_path=best and best.path,
-        checkpoint_step=best and best.step,
-        checkpoint_rate=best and best.replica_rate,
-    )
+    summary = None
+    if onset is not None:
+        summary = OnsetSummary(
+            step=onset.step,
+            epoch=onset.epoch,
+            reason=onset.reason,
+            replica_rate=onset.replica_rate,
+            p_value=onset.p_value,
+            alpha_spent=onset.level,
+            checkpoint_path=None if best is None else best.path,
+            checkpoint_step=None if best is None else best.step,
+            checkpoint_rate=None if best is None else best.replica_rate,
+        )
     return write_report(
         path,
         title=f"Replicas of training patients in {type(trainer.lightning_module).__name__}",

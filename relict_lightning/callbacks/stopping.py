@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from relict_lightning.callbacks.attached import attached_monitor
@@ -66,6 +67,11 @@ class MemorizationStopping(EarlyStopping):
         if not self._should_skip_check(trainer):
             self._run_early_stopping_check(trainer)
 
+    def _run_early_stopping_check(self, trainer: Trainer) -> None:
+        # Once is enough: several hooks look, and training may go on to the end of its epoch.
+        if self.stopping_reason is EarlyStoppingReason.NOT_STOPPED:
+            super()._run_early_stopping_check(trainer)
+
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
-        should_stop, reason = super()._evaluate_stopping_criteria(current)
+        should_stop, _ = super()._evaluate_stopping_criteria(current)
         return should_stop, "Stopping: memorization onset was established." if should_stop else None

@@ -69,12 +69,12 @@ class GradientEncoder(Encoder):
         for axis in axes:
             local = _smooth(_smooth(local, axis), axis)
         floor = _NOISE_SHARE * strength.mean(dim=tuple(range(1, strength.ndim)), keepdim=True)
-        edges = gradients / (local.unflatten(1, (images.shape[1], 1)) + floor).clamp_min(1e-12)
+        edges = gradients / (local[:, :, None] + floor).clamp_min(1e-12)
         oriented = torch.cat([edges.clamp_min(0), (-edges).clamp_min(0)], dim=2).flatten(1, 2)
         cells = self.cells or (8 if len(axes) == 2 else 6)
         grid = tuple(min(cells, images.shape[axis]) for axis in axes)
-        pool = torch.nn.functional.adaptive_avg_pool2d if len(axes) == 2 else torch.nn.functional.adaptive_avg_pool3d
-        layout = pool(oriented, grid).flatten(2)
+        pool = torch.nn.AdaptiveAvgPool2d(grid) if len(axes) == 2 else torch.nn.AdaptiveAvgPool3d(grid)
+        layout: Tensor = pool(oriented).flatten(2)
         layout = layout - layout.mean(2, keepdim=True)
         return layout.flatten(1) / math.sqrt(layout.shape[2])
 

@@ -52,7 +52,5 @@ class FlatIndex:
                 f"Embeddings must be finite; those of images {bad[:10]} are not. "
                 f"Check the encoder on these images, and its precision."
             )
-        similarity, positions = self.index.search(
-            np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self))
-        )
+        similarity, positions = self.index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(self)))
         return np.clip(similarity, -1.0, 1.0), positions

@@ -265,14 +265,16 @@ def subset(reference: Reference, positions: Sequence[int]) -> Reference:
     """Return a reference of some of the images, in memory."""
     arrays = {name: np.ascontiguousarray(getattr(reference, name)[list(positions)]) for name in _ARRAYS}
     groups = [reference.groups[position] for position in positions]
-    return replace(
-        reference,
+    return Reference(
         ids=tuple(reference.ids[position] for position in positions),
         groups=tuple(groups),
         group_codes=_encode_groups(groups),
         feature=FlatIndex.from_vectors(arrays["feature_vectors"]),
         coarse=FlatIndex.from_vectors(arrays["coarse_vectors"]),
         **arrays,
+        fingerprint=combine({"of": reference.fingerprint, "positions": list(positions)}),
+        seconds=reference.seconds,
+        from_cache=reference.from_cache,
     )
 
 

@@ -42,6 +42,6 @@ def coarse_view(images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n d"]:
     """
     dimensions = images.ndim - 2
     grid = tuple(min(_COARSE_SIDE[dimensions], size) for size in images.shape[2:])
-    pool = torch.nn.functional.adaptive_avg_pool2d if dimensions == 2 else torch.nn.functional.adaptive_avg_pool3d
-    coarse = pool(images.float(), grid).flatten(1)
+    pool = torch.nn.AdaptiveAvgPool2d(grid) if dimensions == 2 else torch.nn.AdaptiveAvgPool3d(grid)
+    coarse = pool(images.float()).flatten(1)
     return torch.nn.functional.normalize(coarse - coarse.mean(1, keepdim=True), dim=1)

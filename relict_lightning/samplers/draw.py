@@ -39,7 +39,8 @@ def chunk_seeds(*, num_samples: int, chunk_size: int, seed: int, evaluation: int
     """
     chunks = -(-num_samples // chunk_size)
     return [
-        int(np.random.SeedSequence((seed, evaluation, chunk)).generate_state(1, np.uint32)[0]) for chunk in range(chunks)
+        int(np.random.SeedSequence((seed, evaluation, chunk)).generate_state(1, np.uint32)[0])
+        for chunk in range(chunks)
     ]
 
 
@@ -50,7 +51,8 @@ def draw(
     seeds: Sequence[int],
     chunk_size: int,
     image_shape: tuple[int, ...],
-    before_chunk: Callable[[int], None],
+    before_chunk: Callable[[int], object],
+    after_chunk: Callable[[int], object],
 ) -> Float[Tensor, "n c *spatial"]:
     """Return `len(seeds) * chunk_size` checked samples, float32, on the CPU.
 
@@ -63,6 +65,7 @@ def draw(
         chunk_size: Samples per chunk.
         image_shape: Expected `[c, *spatial]`, the training images' shape.
         before_chunk: Called with each chunk's seed before it is drawn.
+        after_chunk: Called with the number of samples after each chunk.
 
     Raises:
         SamplerError: If a chunk is not what was asked for.
@@ -72,6 +75,7 @@ def draw(
         before_chunk(seed)
         images = sampler.sample(module, chunk_size, seed=seed)
         drawn.append(check_samples(images, count=chunk_size, image_shape=image_shape).float().cpu())
+        after_chunk(chunk_size)
     return torch.cat(drawn) if drawn else torch.empty(0, *image_shape)
 
 
@@ -87,27 +91,28 @@ def check_samples(images: Any, *, count: int, image_shape: tuple[int, ...]) -> T
             f"The sampler must return a tensor of shape {expected}; got {type(images).__name__}. "
             f"Return the images themselves, for instance `.images` of a pipeline's output."
         )
-    images = images.detach().as_subclass(Tensor)
-    if images.ndim == len(expected) and images.shape[1:] == image_shape and len(images) != count:
+    # Subclasses such as MONAI's MetaTensor carry file names along.
+    plain: Tensor = images.detach().as_subclass(Tensor)  # type: ignore[no-untyped-call] # torch ships no type
+    if plain.ndim == len(expected) and plain.shape[1:] == image_shape and len(plain) != count:
         raise SamplerError(
-            f"The sampler was asked for {count} images and returned {len(images)}. "
+            f"The sampler was asked for {count} images and returned {len(plain)}. "
             f"Return exactly n images per call; a missing or surplus image would falsify the rate."
         )
-    if tuple(images.shape) != expected:
+    if tuple(plain.shape) != expected:
         raise SamplerError(
-            f"The sampler must return images of shape {expected}, as the training images have; got "
-            f"{tuple(images.shape)}. Decode latents, and put channels first."
+            f"The sampler must return plain of shape {expected}, as the training images have; got "
+            f"{tuple(plain.shape)}. Decode latents, and put channels first."
         )
-    if not images.is_floating_point():
+    if not plain.is_floating_point():
         raise SamplerError(
             f"The sampler must return floating-point images on the training images' intensity scale; got "
-            f"{images.dtype}. Return them before they are converted for display."
+            f"{plain.dtype}. Return them before they are converted for display."
         )
-    finite = torch.isfinite(images).flatten(1).all(1)
+    finite = torch.isfinite(plain).flatten(1).all(1)
     if not finite.all():
         bad = (~finite).nonzero().flatten().tolist()
         raise SamplerError(
-            f"The sampler returned NaN or infinite values in {len(bad)} of {count} images. "
+            f"The sampler returned NaN or infinite values in {len(bad)} of {count} plain. "
             f"Look for a diverged model or a half-precision overflow; sample in float32."
         )
-    return images
+    return plain

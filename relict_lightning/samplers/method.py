@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, final
 
 import torch
@@ -60,15 +61,21 @@ class FunctionSampler(Sampler):
 
 
 def _call(
-    function: Callable[..., Any], positional: tuple[Any, ...], arguments: dict[str, Any], seed: int, device: torch.device
-) -> Any:
+    function: Callable[..., Any],
+    positional: tuple[Any, ...],
+    arguments: dict[str, Any],
+    seed: int,
+    device: torch.device,
+) -> Tensor:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return function(*positional, **arguments)
+        parameters = MappingProxyType({})
     if "generator" in parameters:
         arguments = {**arguments, "generator": torch.Generator(device=device).manual_seed(seed)}
-    return function(*positional, **arguments)
+    # What comes back is checked by whoever draws.
+    images: Tensor = function(*positional, **arguments)
+    return images
 
 
 def _device_of(module: Any) -> torch.device:

@@ -25,7 +25,7 @@ def label_maps(
         InvalidImageError: If the segmenter returns something else.
     """
     parts = []
-    for batch in images.split(_BATCH):
+    for batch in torch.split(images, _BATCH):
         output = segmenter(batch.to(device))
         shape = (len(batch), *batch.shape[2:])
         if isinstance(output, Tensor) and tuple(output.shape) == shape:

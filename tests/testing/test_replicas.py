@@ -86,6 +86,13 @@ def test_a_shifted_replica_is_its_source_some_whole_voxels_away(spatial, seed):
     assert any(matches[0])
 
 
+def test_no_replica_is_shifted_by_nothing():
+    training = _images(1, seed=1)
+    planted = plant_replicas(training, _images(400, seed=2), rate=1.0, seed=0, alterations=("shift",))
+
+    assert not (planted.images == training).flatten(1).all(1).any()
+
+
 def test_a_noisy_replica_differs_by_two_percent_of_the_range():
     original, copy = _altered("noise", spatial=(64, 64))
 
