@@ -1,7 +1,9 @@
 """The main job on a small scale: a generator of head images is trained until it is caught memorizing."""
 
 import logging
+import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,7 +67,7 @@ def run_demo(
     num_training: int = 24,
     num_heldout: int = 200,
     num_samples: int = 128,
-    max_steps: int = 1500,
+    max_steps: int = 1000,
     steps_per_epoch: int = 100,
     seed: int = 0,
 ) -> DemoOutcome:
@@ -83,7 +85,10 @@ def run_demo(
         seed: Seed of subjects, weights, training and sampling.
     """
     started = time.perf_counter()
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
+    # What Lightning says about hardware, workers and its own internals does not concern the reader of the demo.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for advice in (".*LeafSpec.*", ".*does not have many workers.*"):
+        warnings.filterwarnings("ignore", message=advice)
     seed_everything(seed, verbose=False)
     data = HeadDataModule(
         num_training, num_heldout, steps_per_epoch=steps_per_epoch, fresh=subjects == "fresh", seed=seed
@@ -95,7 +100,7 @@ def run_demo(
         cache_dir=output / "index",
         seed=seed,
         report_path=output / "report.html",
-        progress=True,
+        progress=sys.stderr.isatty(),
     )
     keeper = MemorizationCheckpoint(dirpath=output / "checkpoints")
     trainer = Trainer(
@@ -105,9 +110,9 @@ def run_demo(
         default_root_dir=output,
         enable_progress_bar=False,
         enable_model_summary=False,
-        enable_checkpointing=True,
         log_every_n_steps=steps_per_epoch,
     )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
     trainer.fit(HeadGenerator(), datamodule=data)
     return DemoOutcome(
         onset=monitor.onset,

@@ -166,8 +166,15 @@ class ReplicaDetector:
             scale=contents.scale, training=reference, heldout=None, control=None, needs_label_maps=needs_label_maps
         )
         if heldout is not None:
-            others = open_images(heldout, role="held-out", segmentations=heldout_segmentations, groups=heldout_groups)
-            self._fitted = self._with_control(others, contents, given=heldout_segmentations is not None)
+            try:
+                others = open_images(
+                    heldout, role="held-out", segmentations=heldout_segmentations, groups=heldout_groups
+                )
+                self._fitted = self._with_control(others, contents, given=heldout_segmentations is not None)
+            except BaseException:
+                # Without the control that was asked for it would give no rates, and pass for fitted.
+                self._fitted = None
+                raise
         return self
 
     def detect(

@@ -60,10 +60,12 @@ class Evidence:
         """Return one similarity per pair, at most 1, larger for more alike.
 
         At voxel level it is the mean of correlation and structural similarity: the one ignores gain and offset, the
-        other weighs local structure.
+        other weighs local structure. A constant image has no structure and correlates with nothing; its similarity is 0.
         """
         if level == "voxel":
-            similarity: Array = (self.normalized_cross_correlation + self.structural_similarity) / 2
+            # The structural similarity of two blank images is 1, and no evidence of anything.
+            correlation = self.normalized_cross_correlation
+            similarity: Array = np.where(correlation == 0, 0.0, (correlation + self.structural_similarity) / 2)
             return similarity
         return self.hits.feature_similarity if level == "feature" else self.mean_dice
 
@@ -154,7 +156,6 @@ def compare(
     """
     count = len(hits.sample)
     spatial = images.ndim - 2
-    num_labels = int(max(int(label_maps.max()), int(reference.label_maps.max()))) + 1
     shifts = np.zeros((count, spatial), dtype=np.int64)
     measures = {name: np.zeros(count, dtype=np.float32) for name in ("ncc", "ssim", "dice")}
     chunk = max(1, _VOXELS_PER_CHUNK // int(np.prod(images.shape[1:])))
@@ -175,6 +176,8 @@ def compare(
                 shifts[pairs] = steps.cpu().numpy()
             measures["ncc"][pairs] = normalized_cross_correlation(moved, patient).cpu().numpy()
             measures["ssim"][pairs] = structural_similarity(moved, patient, data_range=1.0).cpu().numpy()
+            # Two at least, because a segmenter may find nothing but background.
+            num_labels = max(2, int(max(moved_labels.max(), patient_labels.max())) + 1)
             dice = mean_dice(moved_labels[:, 0].long(), patient_labels, num_labels=num_labels)
             measures["dice"][pairs] = dice.cpu().numpy()
     return Evidence(

@@ -64,6 +64,11 @@ class Onset:
     replica_rate: RateEstimate
 
     @property
+    def grounds(self) -> str:
+        """What was tested, and what has to hold for the error rate to hold."""
+        return f"{self.evidence.value} test, {self.evidence.assumption}"
+
+    @property
     def reason(self) -> str:
         """The whole reason in one sentence."""
         return (

@@ -3,6 +3,7 @@
 Rates are fractions in [0, 1]. Positions count from 0 and refer to the set as it was given.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -162,12 +163,19 @@ class Evaluation:
         epoch: Epoch at which they were drawn.
         replica_rate: Replica rate of the samples; None without a control.
         measures: Every logged value by its name without prefix.
+        context: What else was known then: `alpha_threshold`, the level that `memorization_p_value` was tested at, and
+            `train_loss`, where the model logs one.
     """
 
     step: int
     epoch: int
     replica_rate: RateEstimate | None
     measures: Mapping[str, float]
+    context: Mapping[str, float] = field(default_factory=dict)
+
+    def value_of(self, name: str) -> float:
+        """Return a measure, or a number of the context, by its name; NaN where it is not known."""
+        return float(self.measures.get(name, self.context.get(name, math.nan)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ class MemorizationCheckpoint(Checkpoint):
         remaining = [*(older for older in self.kept if older.replica_rate.high < rate.high), kept][-self.keep :]
         dropped = [older for older in self.kept if older not in remaining and older.path != kept.path]
         self.kept = remaining
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         for older in dropped:
             trainer.strategy.remove_checkpoint(older.path)
 

@@ -1,5 +1,6 @@
 """The monitor: looks at the generator while it trains, and leaves training as if nothing had looked."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from relict_lightning.callbacks.drawing import SampleDrawer
 from relict_lightning.callbacks.schedule import Schedule
-from relict_lightning.callbacks.sources import heldout_source, training_source
+from relict_lightning.callbacks.sources import heldout_source, load_validation, training_source
 from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, RelictWarning
@@ -136,6 +137,7 @@ class ReplicaMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the reference, or find it in the cache, and evaluate once unless the run is resumed."""
         with random_state_kept():
+            load_validation(trainer)
             self._prepare(trainer, pl_module)
         if self.evaluate_at_start and not self.history:
             values = self._evaluate(trainer, pl_module)
@@ -205,27 +207,27 @@ class ReplicaMonitor(Callback):
             values = dict(self.history[-1].measures)
         else:
             return
-        # Early stopping and checkpoints expect a value at every epoch; loggers get each evaluation once.
-        for shown, to_loggers in ((values, due), ({"evaluated": float(due)}, False)):
-            pl_module.log_dict(
-                with_prefix(shown), logger=to_loggers, on_step=False, on_epoch=True, batch_size=1, sync_dist=True
-            )
+        # Early stopping and checkpoints expect a value at every epoch; loggers get each evaluation once, and are written
+        # to here, because Lightning refuses a name whose `logger` differs from one call to the next.
+        pl_module.log_dict(
+            with_prefix({**values, "evaluated": float(due)}),
+            on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True,
+        )  # fmt: skip
+        if due:
+            write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Draw samples, check them, take the result into the history, and return the values to log."""
         detector = self._fitted_detector
+        step, epoch = trainer.global_step, trainer.current_epoch
+        level = self._onset_detector.next_level
         started = time.perf_counter()
         samples = self._draw(trainer, pl_module)
         drawn = time.perf_counter()
         with random_state_kept():
             result = detector.detect(samples)
-            newly = self._onset_detector.update(
-                result,
-                step=trainer.global_step,
-                epoch=trainer.current_epoch,
-                training_groups=detector.training_groups,
-                heldout_groups=detector.heldout_groups,
-            )
+            groups = {"training_groups": detector.training_groups, "heldout_groups": detector.heldout_groups}
+            newly = self._onset_detector.update(result, step=step, epoch=epoch, **groups)
             self.last_result = result
             self.last_pairs = detector.matched_pairs(samples, result, _most_alike(result))
         values = logged_values(
@@ -234,16 +236,17 @@ class ReplicaMonitor(Callback):
             seconds_sampling=drawn - started,
             seconds_checking=time.perf_counter() - drawn,
         )
+        context = {"alpha_threshold": level} if result.replica_rate is not None else {}
+        if (loss := trainer.callback_metrics.get("train_loss")) is not None:
+            context["train_loss"] = float(loss)
         self.history.append(
-            Evaluation(
-                step=trainer.global_step, epoch=trainer.current_epoch, replica_rate=result.replica_rate, measures=values
-            )
+            Evaluation(step=step, epoch=epoch, replica_rate=result.replica_rate, measures=values, context=context)
         )
         self.evaluated_now = True
         if newly is not None:
             rank_zero_info(newly.reason)
         if self.log_images and trainer.is_global_zero and not _is_dry_run(trainer):
-            write_pairs(trainer.loggers, self.last_pairs, step=trainer.global_step)
+            write_pairs(trainer.loggers, self.last_pairs, step=step)
         return values
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
@@ -337,6 +340,7 @@ class ReplicaMonitor(Callback):
                     if evaluation.replica_rate is None
                     else rate_to_primitives(evaluation.replica_rate),
                     "measures": dict(evaluation.measures),
+                    "context": dict(evaluation.context),
                 }
                 for evaluation in self.history
             ],
@@ -362,6 +366,7 @@ class ReplicaMonitor(Callback):
                 epoch=evaluation["epoch"],
                 replica_rate=evaluation["replica_rate"] and RateEstimate(**evaluation["replica_rate"]),
                 measures=evaluation["measures"],
+                context=evaluation["context"],
             )
             for evaluation in state_dict["history"]
         ]
@@ -374,15 +379,22 @@ def _is_dry_run(trainer: Trainer) -> bool:
 
 def _validates(trainer: Trainer) -> bool:
     """Return whether the trainer runs a validation loop during this fit."""
-    return bool(trainer.enable_validation) and trainer.val_dataloaders is not None
+    return bool(trainer.enable_validation) and sum(trainer.num_val_batches) > 0
 
 
 def _most_alike(result: DetectionResult) -> list[int]:
-    """Return the samples most like a copy: replicas first, then by score, or by correlation where there is no score."""
+    """Return the samples most like a copy, and of those that match one training image the best first."""
 
     def order(sample: int) -> tuple[bool, float]:
         verdict = result.verdicts[sample]
-        alike = verdict.score if verdict.score == verdict.score else 0.0
-        return not verdict.is_replica, -(alike or verdict.evidence["voxel"]["normalized_cross_correlation"])
+        alike = verdict.evidence["voxel"]["normalized_cross_correlation"]
+        return not verdict.is_replica, -(alike if math.isnan(verdict.score) else verdict.score)
 
-    return sorted(range(len(result.verdicts)), key=order)[:_PAIRS_KEPT]
+    ranked = sorted(range(len(result.verdicts)), key=order)
+    best_of_match: dict[int, int] = {}
+    for sample in ranked:
+        best_of_match.setdefault(result.verdicts[sample].match, sample)
+    first = set(best_of_match.values())
+    return sorted(ranked, key=lambda sample: (not result.verdicts[sample].is_replica, sample not in first))[
+        :_PAIRS_KEPT
+    ]

@@ -29,6 +29,18 @@ def training_source(given: Any | None, trainer: Trainer) -> Any:
     return loader
 
 
+def load_validation(trainer: Trainer) -> None:
+    """Have the trainer load its validation dataloaders now, where it would do so only at a later epoch.
+
+    It loads them before training for the sanity check, which a resumed run leaves out, and where the first epoch is
+    validated, which `check_val_every_n_epoch` may prevent.
+    """
+    if trainer.enable_validation and trainer.val_dataloaders is None:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        trainer.training = True
+
+
 def heldout_source(given: Any | None, trainer: Trainer) -> Any | None:
     """Return the held-out images: what was given, the data set of the first validation dataloader, or None."""
     if given is not None:

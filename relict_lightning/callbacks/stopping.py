@@ -5,7 +5,6 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
 from relict_lightning.callbacks.attached import attached_monitor
@@ -33,6 +32,7 @@ class MemorizationStopping(EarlyStopping):
             strict=False,
             verbose=verbose,
         )
+        self._has_stopped = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is a monitor that can establish onset.
@@ -40,6 +40,7 @@ class MemorizationStopping(EarlyStopping):
         Raises:
             ConfigurationError: If there is no `ReplicaMonitor` before this callback, or it has no held-out images.
         """
+        self._has_stopped = False
         monitor = attached_monitor(trainer, type(self).__name__)
         if monitor.detector is None or not monitor.detector.is_fitted:
             raise ConfigurationError(
@@ -68,10 +69,11 @@ class MemorizationStopping(EarlyStopping):
             self._run_early_stopping_check(trainer)
 
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
-        # Once is enough: several hooks look, and training may go on to the end of its epoch.
-        if self.stopping_reason is EarlyStoppingReason.NOT_STOPPED:
+        # Several hooks look, and an epoch may go on for a while: say it once in each run, also in one that is resumed.
+        if not self._has_stopped:
             super()._run_early_stopping_check(trainer)
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         should_stop, _ = super()._evaluate_stopping_criteria(current)
+        self._has_stopped = should_stop
         return should_stop, "Stopping: memorization onset was established." if should_stop else None

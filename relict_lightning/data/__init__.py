@@ -3,6 +3,7 @@
 from relict_lightning.data.folder import ImageFolder
 from relict_lightning.data.isolation import random_state_kept
 from relict_lightning.data.items import Role
+from relict_lightning.data.location import images_at
 from relict_lightning.data.readers import LoadedImage, read_image, read_label_map
 from relict_lightning.data.repeatability import check_repeatable
 from relict_lightning.data.source import ImageBatch, ImageSource, open_images
@@ -14,6 +15,7 @@ __all__ = [
     "LoadedImage",
     "Role",
     "check_repeatable",
+    "images_at",
     "open_images",
     "random_state_kept",
     "read_image",

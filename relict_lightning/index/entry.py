@@ -143,7 +143,7 @@ class Entry:
 
     def _corrupt(self, why: str) -> IndexCorruptError:
         return IndexCorruptError(
-            f"The cached index {self.directory} is damaged: {why}. Delete the folder; it is built again at the next fit."
+            f"The cached index {self.directory} is damaged: {why}. Delete the folder; the next fit builds it again."
         )
 
 

@@ -225,7 +225,9 @@ class _Pipeline:
         started = time.perf_counter()
         count, spatial = contents.count, contents.shape[1:]
         volumes = allocate("volumes", (count, *contents.shape), np.float16)
-        label_maps = allocate("label_maps", (count, *spatial), np.int16)
+        # Some atlases number their labels beyond 16 bits; they must not wrap around.
+        wide = (contents.largest_label or 0) > np.iinfo(np.int16).max
+        label_maps = allocate("label_maps", (count, *spatial), np.int32 if wide else np.int16)
         ids: list[str] = []
         groups: list[str] = []
         vectors: dict[str, Array] = {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from relict_lightning.errors import InvalidImageError
 
 _COARSE_SIDE = {2: 16, 3: 10}
+_ROUNDING = 1e-6
 
 
 def feature_view(encoder: nn.Module, images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n d"]:
@@ -23,7 +24,7 @@ def feature_view(encoder: nn.Module, images: Float[Tensor, "n c *spatial"]) -> F
     if not isinstance(embeddings, Tensor) or embeddings.ndim != 2 or len(embeddings) != len(images):
         found = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
         raise InvalidImageError(
-            f"Encoder {type(encoder).__name__} must return one vector per image, shape ({len(images)}, d); got {found}. "
+            f"Encoder {type(encoder).__name__} must return one vector per image, ({len(images)}, d); got {found}. "
             f"Pool its feature map, for instance by `torch.nn.Sequential(encoder, torch.nn.Flatten())`."
         )
     embeddings = embeddings.float()
@@ -44,4 +45,7 @@ def coarse_view(images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n d"]:
     grid = tuple(min(_COARSE_SIDE[dimensions], size) for size in images.shape[2:])
     pool = torch.nn.AdaptiveAvgPool2d(grid) if dimensions == 2 else torch.nn.AdaptiveAvgPool3d(grid)
     coarse = pool(images.float()).flatten(1)
-    return torch.nn.functional.normalize(coarse - coarse.mean(1, keepdim=True), dim=1)
+    centred = coarse - coarse.mean(1, keepdim=True)
+    # What rounding leaves of a constant would otherwise be scaled up to a unit vector, and blank images be alike.
+    blank = centred.norm(dim=1, keepdim=True) <= _ROUNDING * coarse.norm(dim=1, keepdim=True)
+    return torch.nn.functional.normalize(centred.masked_fill(blank, 0.0), dim=1)

@@ -6,6 +6,7 @@ Every page is one local file that loads nothing from anywhere and that only its 
 from relict_lightning.report.html import write_report
 from relict_lightning.report.onset_summary import OnsetSummary
 from relict_lightning.report.pictures import pair_strip
+from relict_lightning.report.private_file import write_private
 from relict_lightning.report.rating import read_ratings, write_rating_page
 
-__all__ = ["OnsetSummary", "pair_strip", "read_ratings", "write_rating_page", "write_report"]
+__all__ = ["OnsetSummary", "pair_strip", "read_ratings", "write_private", "write_rating_page", "write_report"]

@@ -151,7 +151,7 @@ def positive_series(evaluations: Sequence[Evaluation], name: str) -> list[tuple[
         >>> positive_series(looks, "p"), positive_series(looks, "q")
         ([(5, 0.5)], [])
     """
-    series = [(evaluation.step, float(evaluation.measures.get(name, math.nan))) for evaluation in evaluations]
+    series = [(evaluation.step, evaluation.value_of(name)) for evaluation in evaluations]
     return [(step, value) for step, value in series if math.isfinite(value) and value > 0]
 
 

@@ -14,12 +14,12 @@ class Headline:
     """The result of a run.
 
     Attributes:
-        status: `onset`, `none`, or `unknown` where no rate can be given.
+        status: Of a run `onset` or `none`, of an audit `replicas` or `clear`, and `unknown` where no rate can be given.
         sentence: The result in one sentence.
         details: What a reader must know with it, one sentence or two each.
     """
 
-    status: Literal["onset", "none", "unknown"]
+    status: Literal["onset", "none", "replicas", "clear", "unknown"]
     sentence: str
     details: tuple[str, ...]
 
@@ -75,12 +75,55 @@ def headline(evaluations: Sequence[Evaluation], *, onset: OnsetSummary | None) -
     return Headline(status="none", sentence=f"No memorization onset in {count}{result}", details=tuple(details))
 
 
+def audit_headline(evaluation: Evaluation) -> Headline:
+    """Return the result of samples that were checked once, after training, so that there is no onset to speak of.
+
+    Args:
+        evaluation: What was found.
+
+    Example:
+        >>> rate = RateEstimate(value=0.0, low=0.0, high=0.056, successes=0, trials=64)
+        >>> audit_headline(Evaluation(step=0, epoch=0, replica_rate=rate, measures={})).sentence
+        'None of 64 samples was declared a replica: at most 5.6 % of samples are (95 % interval).'
+    """
+    rate = evaluation.replica_rate
+    if rate is None or rate.trials == 0:
+        return headline([evaluation], onset=None)
+    p_value = evaluation.measures.get("memorization_p_value", math.nan)
+    details = []
+    if math.isfinite(p_value):
+        details.append(
+            f"Whether the samples as a whole lie closer to the training patients than chance places them: "
+            f"{_p_equals(p_value)} (memorization p-value, an exact permutation test)."
+        )
+    if rate.successes:
+        details.append(
+            "A few of the declared replicas may be chance likenesses; the false discovery rate in the settings bounds "
+            "their share. Look at the pairs."
+        )
+        return Headline(
+            status="replicas", sentence=f"{rate_in_words(rate)} were declared replicas.", details=tuple(details)
+        )
+    details.append(
+        f"This is absence of evidence: replicas rarer than {percent(rate.high)} of samples, or altered in ways that "
+        f"are not searched for, may have been missed."
+    )
+    return Headline(
+        status="clear",
+        sentence=(
+            f"None of {rate.trials} samples was declared a replica: at most {percent(rate.high)} of samples are "
+            f"({100 * rate.confidence:g} % interval)."
+        ),
+        details=tuple(details),
+    )
+
+
 def _onset_headline(onset: OnsetSummary) -> Headline:
     """Return the result of a run that memorizes."""
     rate = onset.replica_rate
     details = [
         f"{rate.successes} of {rate.trials} samples were declared replicas. "
-        f"Evidence: {onset.reason.rstrip('.')}; p = {rounded_p(onset.p_value)}, at a threshold of "
+        f"Evidence: {onset.reason.rstrip('.')}; {_p_equals(onset.p_value)}, at a threshold of "
         f"{rounded_p(onset.alpha_spent)} for this evaluation."
     ]
     if onset.checkpoint_path is None:
@@ -137,6 +180,12 @@ def percent(share: float) -> str:
     # A small bound that is rounded to 0.0 % would claim what no finite number of samples can show.
     decimals = 1 if share == 0 else max(1, 1 - math.floor(math.log10(100 * share)))
     return f"{100 * share:.{decimals}f} %"
+
+
+def _p_equals(value: float) -> str:
+    """Return `p = 0.0012`, or `p < 0.0001` for what is smaller."""
+    text = rounded_p(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def rounded_p(value: float) -> str:

@@ -9,7 +9,7 @@ import jinja2
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.report.figures import evidence_figure, positive_series, rate_figure
-from relict_lightning.report.headline import headline, percent, rounded_p
+from relict_lightning.report.headline import audit_headline, headline, percent, rounded_p
 from relict_lightning.report.onset_summary import OnsetSummary
 from relict_lightning.report.pictures import DIFFERENCE_SCALE, PairPictures, pair_pictures
 from relict_lightning.report.private_file import write_private
@@ -40,6 +40,7 @@ def write_report(
     settings: Mapping[str, str],
     notes: Sequence[str] = (),
     show_ids: bool = False,
+    is_audit: bool = False,
 ) -> Path:
     """Write the report of a run as one local HTML file and return its absolute path.
 
@@ -54,12 +55,13 @@ def write_report(
         settings: Name to value of whatever a reader needs to repeat the run.
         notes: Sentences to show below the result.
         show_ids: Whether to name the matched training images and patients.
+        is_audit: Whether samples were checked once, after training; the page then speaks of no steps and no onset.
 
     Returns:
         The absolute path of the file.
 
     Raises:
-        ConfigurationError: If there is no evaluation.
+        ConfigurationError: If there is no evaluation, or an audit has several, or an onset.
         InvalidImageError: If a pair holds images that cannot be shown side by side.
         UnreadableDataError: If the file cannot be written.
 
@@ -77,13 +79,19 @@ def write_report(
             "A report needs at least one evaluation, but got evaluations=[]. "
             "Write it after the monitor has evaluated the model once."
         )
+    if is_audit and (len(evaluations) != 1 or onset is not None):
+        raise ConfigurationError(
+            f"An audit is one evaluation without an onset, but got {len(evaluations)} evaluation(s) and onset={onset}."
+        )
     ordered = sorted(evaluations, key=lambda evaluation: evaluation.step)
     page = page_template("report.html.j2").render(
         title=title,
-        headline=headline(ordered, onset=onset),
+        headline=audit_headline(ordered[0]) if is_audit else headline(ordered, onset=onset),
         onset=onset,
-        rate_plots=_both_widths(rate_figure, ordered, onset=onset),
-        evidence_plots=_both_widths(evidence_figure, ordered, onset=onset),
+        is_audit=is_audit,
+        # One point is no course over time.
+        rate_plots=None if is_audit else _both_widths(rate_figure, ordered, onset=onset),
+        evidence_plots=None if is_audit else _both_widths(evidence_figure, ordered, onset=onset),
         has_threshold=bool(positive_series(ordered, "alpha_threshold")),
         columns=_columns(ordered),
         evaluations=ordered,
@@ -156,7 +164,7 @@ def _columns(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
 
 def _measure(evaluations: Sequence[Evaluation], name: str) -> list[float]:
     """Return a measure at each evaluation; NaN where it was not taken."""
-    return [float(evaluation.measures.get(name, math.nan)) for evaluation in evaluations]
+    return [evaluation.value_of(name) for evaluation in evaluations]
 
 
 def _seconds(evaluations: Sequence[Evaluation]) -> list[float]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from relict_lightning.errors import UnreadableDataError
 
 
-def write_private(path: Path, text: str) -> Path:
-    """Write `text` to `path` with mode 0600, so that a reader finds the old file or the new one, never a part.
+def write_private(path: Path, content: str | bytes) -> Path:
+    """Write `content` to `path` with mode 0600, so that a reader finds the old file or the new one, never a part.
 
     Args:
         path: Where to write; missing parent directories are created with mode 0700.
-        text: What to write, as UTF-8.
+        content: What to write; text as UTF-8.
 
     Returns:
         The absolute path.
@@ -33,8 +33,8 @@ def write_private(path: Path, text: str) -> Path:
         # mkstemp creates with mode 0600, so that there is no moment at which others can read it.
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content.encode("utf-8") if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
             Path(temporary).replace(path)

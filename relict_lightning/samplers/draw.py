@@ -92,7 +92,7 @@ def check_samples(images: Any, *, count: int, image_shape: tuple[int, ...]) -> T
             f"Return the images themselves, for instance `.images` of a pipeline's output."
         )
     # Subclasses such as MONAI's MetaTensor carry file names along.
-    plain: Tensor = images.detach().as_subclass(Tensor)  # type: ignore[no-untyped-call] # torch ships no type
+    plain: Tensor = images.detach().as_subclass(Tensor)
     if plain.ndim == len(expected) and plain.shape[1:] == image_shape and len(plain) != count:
         raise SamplerError(
             f"The sampler was asked for {count} images and returned {len(plain)}. "
@@ -100,7 +100,7 @@ def check_samples(images: Any, *, count: int, image_shape: tuple[int, ...]) -> T
         )
     if tuple(plain.shape) != expected:
         raise SamplerError(
-            f"The sampler must return plain of shape {expected}, as the training images have; got "
+            f"The sampler must return images of shape {expected}, as the training images have; got "
             f"{tuple(plain.shape)}. Decode latents, and put channels first."
         )
     if not plain.is_floating_point():
@@ -112,7 +112,7 @@ def check_samples(images: Any, *, count: int, image_shape: tuple[int, ...]) -> T
     if not finite.all():
         bad = (~finite).nonzero().flatten().tolist()
         raise SamplerError(
-            f"The sampler returned NaN or infinite values in {len(bad)} of {count} plain. "
+            f"The sampler returned NaN or infinite values in {len(bad)} of {count} images. "
             f"Look for a diverged model or a half-precision overflow; sample in float32."
         )
     return plain

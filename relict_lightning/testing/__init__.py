@@ -7,12 +7,11 @@ from relict_lightning.testing.datamodule import HeadDataModule, HeadDataset, Hea
 from relict_lightning.testing.generator import HeadGenerator
 from relict_lightning.testing.heads import LABELS, HeadSubjects, simulate_heads
 from relict_lightning.testing.modules import CopyingModule, NoisyModule
-from relict_lightning.testing.replicas import ALTERATIONS, Alteration, PlantedSamples, plant_replicas
+from relict_lightning.testing.replicas import ALTERATIONS, PlantedSamples, plant_replicas
 
 __all__ = [
     "ALTERATIONS",
     "LABELS",
-    "Alteration",
     "CopyingModule",
     "HeadDataModule",
     "HeadDataset",

@@ -123,16 +123,16 @@ class HeadStream(IterableDataset[HeadItem]):
 class _StreamLoader(DataLoader[HeadItem]):
     """Goes on with new subjects in every epoch, where a plain loader would begin the stream again."""
 
-    def __init__(self, stream: HeadStream, *, per_epoch: int, epoch: int, **options: Any) -> None:
-        self._origin = stream.first_subject
+    def __init__(
+        self, *, per_epoch: int, epoch: int, seed: int, shape: tuple[int, ...], batch_size: int, num_workers: int
+    ) -> None:
         self._per_epoch = per_epoch
         self._epoch = epoch
-        super().__init__(stream, **options)
+        self._stream = HeadStream(count=per_epoch, seed=seed, shape=shape, chunk_size=batch_size)
+        super().__init__(self._stream, batch_size=batch_size, num_workers=num_workers)
 
     def __iter__(self) -> Any:
-        stream = self.dataset
-        assert isinstance(stream, HeadStream)  # noqa: S101
-        stream.first_subject = self._origin + self._epoch * self._per_epoch
+        self._stream.first_subject = self._epoch * self._per_epoch
         self._epoch += 1
         return super().__iter__()
 
@@ -209,9 +209,13 @@ class HeadDataModule(lightning.LightningDataModule):
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         per_epoch = self.batch_size * self.steps_per_epoch
         if self.fresh:
-            stream = HeadStream(count=per_epoch, seed=self.seed, shape=self.shape, chunk_size=self.batch_size)
             return _StreamLoader(
-                stream, per_epoch=per_epoch, epoch=epoch, batch_size=self.batch_size, num_workers=self.num_workers
+                per_epoch=per_epoch,
+                epoch=epoch,
+                seed=self.seed,
+                shape=self.shape,
+                batch_size=self.batch_size,
+                num_workers=self.num_workers,
             )
         order = torch.Generator().manual_seed(self.seed + epoch)
         sampler = RandomSampler(self.training, num_samples=per_epoch, generator=order)

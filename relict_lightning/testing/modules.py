@@ -116,8 +116,8 @@ class CopyingModule(lightning.LightningModule):
 
     def __init__(
         self,
-        training: Float[Tensor, "m c *spatial"],
-        fresh: Float[Tensor, "f c *spatial"],
+        training: Float[Tensor, "m ..."],
+        fresh: Float[Tensor, "f ..."],
         *,
         schedule: Sequence[tuple[int, float]],
         noise: float = 0.0,

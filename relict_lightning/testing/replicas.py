@@ -6,7 +6,6 @@ Alterations are mild, as a generator's would be; strengths are relative to the r
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,9 +13,7 @@ from torch import Tensor
 
 from relict_lightning.errors import ConfigurationError, EmptyDataError, InvalidImageError
 
-Alteration = Literal["plain", "noise", "intensity", "blur", "shift", "mirror"]
-
-ALTERATIONS: tuple[Alteration, ...] = get_args(Alteration)
+ALTERATIONS: tuple[str, ...] = ("plain", "noise", "intensity", "blur", "shift", "mirror")
 
 _NOISE = 0.02
 _BLUR_VOXELS = 0.7
@@ -37,16 +34,16 @@ class PlantedSamples:
     images: Float[Tensor, "n c *spatial"]
     is_replica: Bool[Tensor, " n"]
     source: Int[Tensor, " n"]
-    alteration: tuple[Alteration | None, ...]
+    alteration: tuple[str | None, ...]
 
 
 def plant_replicas(
-    training: Float[Tensor, "m c *spatial"],
-    fresh: Float[Tensor, "n c *spatial"],
+    training: Float[Tensor, "m ..."],
+    fresh: Float[Tensor, "n ..."],
     *,
     rate: float,
     seed: int,
-    alterations: Sequence[Alteration] = ALTERATIONS,
+    alterations: Sequence[str] = ALTERATIONS,
 ) -> PlantedSamples:
     """Return the fresh images with a share of them replaced by altered training images.
 
@@ -54,8 +51,8 @@ def plant_replicas(
     and the alterations occur equally often, up to one.
 
     Args:
-        training: Training images.
-        fresh: Images of other patients.
+        training: Training images, `[m, c, *spatial]`.
+        fresh: Images of other patients, `[n, c, *spatial]`.
         rate: Share of replicas, in [0, 1].
         seed: Seed of the choice of samples, sources and strengths.
         alterations: Names out of `ALTERATIONS`: `plain` (no change), `noise` (2 % of the range), `intensity` (gain,
@@ -98,7 +95,7 @@ def plant_replicas(
 
     images = fresh.clone()
     source = torch.full((n,), -1)
-    alteration: list[Alteration | None] = [None] * n
+    alteration: list[str | None] = [None] * n
     source[replaced] = sources
     for turn, (position, original) in enumerate(zip(replaced.tolist(), sources.tolist(), strict=True)):
         name = alterations[turn % len(alterations)]
@@ -158,7 +155,7 @@ def _mirror(image: Tensor, stream: torch.Generator) -> Tensor:
     return image.flip(-1)
 
 
-_ALTER: Mapping[Alteration, Callable[[Tensor, torch.Generator], Tensor]] = MappingProxyType(
+_ALTER: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = MappingProxyType(
     {
         "plain": _plain,
         "noise": _noise,

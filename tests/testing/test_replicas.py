@@ -133,8 +133,8 @@ def test_an_alteration_of_a_blank_image_is_finite(name):
 
 
 def test_plant_replicas_rejects_a_percentage():
-    with pytest.raises(ConfigurationError, match="rate=25"):
-        plant_replicas(_images(2, seed=1), _images(2, seed=2), rate=25, seed=0)
+    with pytest.raises(ConfigurationError, match=r"rate=25\.0"):
+        plant_replicas(_images(2, seed=1), _images(2, seed=2), rate=25.0, seed=0)
 
 
 @pytest.mark.parametrize("alterations", [(), ("rotated",)])

@@ -1,0 +1,209 @@
+"""Training must not notice that it is watched: weights, the order of data and random states are bit-identical."""
+
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch import Callback, seed_everything
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaMonitor
+from relict_lightning.testing import NoisyModule
+
+
+class RecordingDataset(Dataset):
+    """Remembers the order in which it is read."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> Tensor:
+        self.read.append(position)
+        return self.images[position]
+
+
+class PartlyFrozen(lightning.LightningModule):
+    """Two optimizers stepped by hand, noise in every step, and a frozen part that must stay in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+        self.critic = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 1))
+        self.frozen = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Dropout(0.5)).requires_grad_(False)
+
+    def on_train_epoch_start(self) -> None:
+        self.frozen.eval()
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        generators, critics = self.optimizers()
+        fake = self.frozen(self.generator(torch.randn_like(batch)))
+        critics.zero_grad()
+        self.manual_backward((self.critic(fake.detach()) - self.critic(batch)).mean())
+        critics.step()
+        generators.zero_grad()
+        self.manual_backward(-self.critic(fake).mean())
+        generators.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(part.parameters(), 0.05) for part in (self.generator, self.critic)]
+
+    def sample(self, n: int) -> Tensor:
+        return self.generator(torch.randn(n, 1, 16, 16))
+
+
+class FlagsAtEachStep(Callback):
+    """Remembers the training flag of every submodule before each step."""
+
+    def __init__(self) -> None:
+        self.flags: list[list[bool]] = []
+        self.gradients: list[bool] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.flags.append([module.training for module in pl_module.modules()])
+        self.gradients.append(torch.is_grad_enabled())
+
+
+def _train(make_trainer, make_module, images, *watching, validation=None, random_states, **arguments):
+    """Train from a fixed seed; return all that watching must not change."""
+    seed_everything(11, verbose=False)
+    module, dataset, flags = make_module(), RecordingDataset(images), FlagsAtEachStep()
+    loader = DataLoader(dataset, batch_size=10, shuffle=True)
+    make_trainer(*watching, flags, **arguments).fit(module, loader, validation)
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    return {"weights": weights, "read": dataset.read, "flags": flags.flags, "random state": random_states()}
+
+
+def _assert_same(watched: dict[str, Any], alone: dict[str, Any]) -> None:
+    assert watched["read"] == alone["read"]
+    assert watched["flags"] == alone["flags"]
+    assert watched["random state"] == alone["random state"]
+    assert watched["weights"].keys() == alone["weights"].keys()
+    assert all(torch.equal(value, alone["weights"][name]) for name, value in watched["weights"].items())
+
+
+def _from_global_state(module: Any, n: int) -> Tensor:
+    """Ignores the seed, draws from the global random state, and leaves the module in training mode."""
+    module.train()
+    return module.network(torch.randn(n, 1, 16, 16))
+
+
+@pytest.mark.parametrize("every_n_steps", [None, 3])
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize("sampler", [None, _from_global_state])
+def test_final_weights_and_order_of_data_are_those_of_a_run_that_nobody_watches(
+    trainer, heads, random_states, tmp_path, every_n_steps, validates, sampler
+):
+    validation = heads.heldout_loader() if validates else None
+    run = {"images": heads.training, "validation": validation, "random_states": random_states}
+    alone = _train(trainer, NoisyModule, **run)
+    # Without a detector, so that the reference is built during the run as well.
+    monitor = ReplicaMonitor(
+        sampler=sampler, num_samples=8, every_n_steps=every_n_steps, heldout=heads.heldout, cache_dir=tmp_path / "cache"
+    )
+
+    watched = _train(trainer, NoisyModule, heads.training, monitor, **{k: v for k, v in run.items() if k != "images"})
+
+    assert len(monitor.history) == (3 if every_n_steps is None else 1 + 8 // 3)
+    _assert_same(watched, alone)
+
+
+def test_stopping_and_checkpoints_leave_training_alone_as_well(trainer, heads, monitor, random_states, tmp_path):
+    alone = _train(trainer, NoisyModule, heads.training, random_states=random_states)
+    watching = monitor(num_samples=8), MemorizationStopping(), MemorizationCheckpoint(tmp_path / "kept")
+
+    watched = _train(trainer, NoisyModule, heads.training, *watching, random_states=random_states)
+
+    _assert_same(watched, alone)
+
+
+@pytest.mark.parametrize("every_n_steps", [None, 3])
+def test_a_model_that_steps_its_optimizers_by_hand_trains_as_if_alone(
+    trainer, heads, monitor, random_states, every_n_steps
+):
+    alone = _train(trainer, PartlyFrozen, heads.training, random_states=random_states)
+    watching = monitor(num_samples=8, every_n_steps=every_n_steps)
+
+    watched = _train(trainer, PartlyFrozen, heads.training, watching, random_states=random_states)
+
+    assert len(watching.history) > 2
+    # The order of `modules`: the frozen part and its three layers come last.
+    assert watched["flags"][-1] == [True] * 9 + [False] * 4
+    _assert_same(watched, alone)
+
+
+def test_augmentations_draw_the_same_when_the_reference_is_given_without_them(trainer, heads, monitor, tmp_path):
+    from monai.data import DataLoader as MonaiLoader
+    from monai.data import Dataset as MonaiDataset
+    from monai.transforms import Compose, RandFlipd, RandGaussianNoised
+
+    def train(*watching: Callback) -> tuple[dict[str, Tensor], list[float]]:
+        seed_everything(11, verbose=False)
+        augmentation = Compose([RandFlipd(keys="image", prob=0.5), RandGaussianNoised(keys="image", prob=0.5, std=0.1)])
+        augmentation.set_random_state(seed=5)
+        dataset = MonaiDataset([{"image": image} for image in heads.training], transform=augmentation)
+        module = NoisyModule()
+        means = Means()
+        loader = MonaiLoader(dataset, batch_size=10, shuffle=True)
+        trainer(*watching, means).fit(module, loader)
+        return module.state_dict(), means.means
+
+    class Means(Callback):
+        def __init__(self) -> None:
+            self.means: list[float] = []
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.means.append(float(batch["image"].mean()))
+
+    alone, batches_alone = train()
+    watching = ReplicaMonitor(
+        num_samples=8, training=heads.training, heldout=heads.heldout, cache_dir=tmp_path / "cache"
+    )
+
+    watched, batches = train(watching)
+
+    assert len(watching.history) == 3
+    assert batches == batches_alone
+    assert all(torch.equal(value, alone[name]) for name, value in watched.items())
+
+
+def test_a_sampler_that_raises_leaves_modes_grad_mode_and_random_state_as_they_were(
+    trainer, heads, monitor, random_states
+):
+    class BeforeAndAfter(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            self.before = random_states(), [module.training for module in pl_module.modules()], torch.is_grad_enabled()
+
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+            self.after = random_states(), [module.training for module in pl_module.modules()], torch.is_grad_enabled()
+
+    def fails(module: Any, n: int) -> Tensor:
+        module.train()
+        torch.rand(3)
+        raise ZeroDivisionError("diverged")
+
+    watching = monitor(sampler=fails, every_n_steps=2, evaluate_at_start=False)
+    states = BeforeAndAfter()
+    module = NoisyModule()
+    module.network[1].eval()
+
+    with pytest.raises(ZeroDivisionError, match="diverged"):
+        trainer(states, watching).fit(module, heads.training_loader())
+
+    assert states.after == states.before
+
+
+def test_the_encoder_is_neither_trained_nor_saved_with_the_model(trainer, heads, monitor):
+    module = NoisyModule()
+    names = set(module.state_dict())
+
+    trainer(monitor(num_samples=8)).fit(module, heads.training_loader())
+
+    assert set(module.state_dict()) == names
+    assert not any("detector" in name or "encoder" in name for name, _ in module.named_modules())

@@ -1,0 +1,160 @@
+"""A run that goes on from a checkpoint goes on with its history, its spent alpha and its onset."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from relict_lightning import MemorizationCheckpoint, MemorizationStopping
+from relict_lightning.errors import RelictWarning
+
+
+def _numbers(monitor: Any) -> list[tuple[int, int, Any, dict[str, float]]]:
+    """Return the history without clock times."""
+    return [
+        (
+            evaluation.step,
+            evaluation.epoch,
+            evaluation.replica_rate,
+            {name: value for name, value in evaluation.measures.items() if not name.startswith("seconds")},
+        )
+        for evaluation in monitor.history
+    ]
+
+
+@pytest.fixture
+def halfway(trainer, heads, monitor, copying, tmp_path):
+    """The checkpoint of a watched run after two epochs in which nothing was copied."""
+    run = trainer(monitor(), max_epochs=2)
+    run.fit(copying((12, 1.0)), heads.training_loader(), heads.heldout_loader())
+    path = tmp_path / "halfway.ckpt"
+    run.save_checkpoint(path)
+    return path
+
+
+def test_a_resumed_run_makes_the_evaluations_and_the_onset_of_a_run_that_was_not_interrupted(
+    trainer, heads, monitor, copying, halfway
+):
+    loaders = heads.training_loader(), heads.heldout_loader()
+    whole, resumed = monitor(), monitor()
+    trainer(whole, max_epochs=4).fit(copying((12, 1.0)), *loaders)
+
+    trainer(resumed, max_epochs=4).fit(copying((12, 1.0)), *loaders, ckpt_path=halfway)
+
+    assert [evaluation.step for evaluation in resumed.history] == [0, 4, 8, 12, 16]
+    assert _numbers(resumed) == _numbers(whole)
+    assert resumed.onset == whole.onset
+    assert resumed.onset.evaluation == 4
+
+
+def test_a_resumed_run_does_not_evaluate_at_its_start_again(trainer, heads, monitor, copying, halfway):
+    class AtStart(Callback):
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            self.evaluations = len(resumed.history)
+
+    resumed, seen = monitor(), AtStart()
+
+    trainer(resumed, seen, max_epochs=3).fit(
+        copying(), heads.training_loader(), heads.heldout_loader(), ckpt_path=halfway
+    )
+
+    assert seen.evaluations == 3
+
+
+def test_alpha_that_was_spent_before_stays_spent(trainer, heads, monitor, copying, halfway):
+    resumed = monitor()
+
+    trainer(resumed, max_epochs=4).fit(
+        copying((12, 1.0)), heads.training_loader(), heads.heldout_loader(), ckpt_path=halfway
+    )
+
+    # 6 * 0.05 / (pi * 4)^2: the fourth evaluation, not the first one of the second half.
+    assert resumed.onset.level == pytest.approx(0.0018998, abs=1e-7)
+
+
+def test_held_out_patients_are_found_in_a_resumed_run_that_builds_its_reference(
+    trainer, heads, monitor, copying, halfway, tmp_path
+):
+    # A resumed run has no sanity check, and so the trainer has not loaded the validation data when training starts.
+    resumed = monitor(detector=None, cache_dir=tmp_path / "cache")
+
+    trainer(resumed, MemorizationStopping(), max_epochs=4, check_val_every_n_epoch=3).fit(
+        copying(), heads.training_loader(), heads.heldout_loader(), ckpt_path=halfway
+    )
+
+    assert resumed.detector.heldout_groups == 40
+
+
+def test_checkpoints_load_with_weights_only_and_hold_primitives(halfway):
+    saved = torch.load(halfway, weights_only=True)
+
+    (state,) = saved["callbacks"].values()
+    leaves = torch.utils._pytree.tree_leaves(state)
+    assert len(state["history"]) == 3
+    assert {type(leaf) for leaf in leaves} <= {str, int, float, bool, type(None)}
+
+
+@pytest.mark.parametrize("setting", [{"alpha": 0.01}, {"tolerance": 0.2}])
+def test_a_changed_setting_is_pointed_out_and_the_history_still_loads(
+    trainer, heads, monitor, copying, halfway, setting
+):
+    resumed = monitor(**setting)
+    ((name, value),) = setting.items()
+
+    with pytest.warns(RelictWarning, match=rf"had {name}=0\.0\d+ with {name}={value}"):
+        trainer(resumed, max_epochs=3).fit(
+            copying(), heads.training_loader(), heads.heldout_loader(), ckpt_path=halfway
+        )
+
+    assert [evaluation.step for evaluation in resumed.history] == [0, 4, 8, 12]
+
+
+def test_a_run_resumed_after_onset_stops_at_once_and_keeps_its_onset(trainer, heads, monitor, copying, tmp_path):
+    loaders = heads.training_loader(), heads.heldout_loader()
+    first = monitor()
+    run = trainer(first, max_epochs=3)
+    run.fit(copying((8, 1.0)), *loaders)
+    run.save_checkpoint(tmp_path / "late.ckpt")
+    resumed = monitor()
+
+    again = trainer(resumed, MemorizationStopping(), max_epochs=9)
+    again.fit(copying((8, 1.0)), *loaders, ckpt_path=tmp_path / "late.ckpt")
+
+    assert first.onset.step == 8
+    assert resumed.onset == first.onset
+    assert again.current_epoch == 4
+
+
+def test_kept_checkpoints_are_taken_over_as_far_as_they_still_exist(trainer, heads, monitor, copying, tmp_path):
+    loaders = heads.training_loader(), heads.heldout_loader()
+    first = MemorizationCheckpoint(tmp_path / "kept")
+    run = trainer(monitor(), first, max_epochs=2)
+    run.fit(copying((12, 1.0)), *loaders)
+    run.save_checkpoint(tmp_path / "halfway.ckpt")
+    resumed, bereft = MemorizationCheckpoint(tmp_path / "kept"), MemorizationCheckpoint(tmp_path / "kept")
+
+    resumed.load_state_dict(first.state_dict())
+    (tmp_path / "kept" / "step=8-replicas=0-of-48.ckpt").unlink()
+    bereft.load_state_dict(first.state_dict())
+
+    assert resumed.kept == first.kept
+    assert [checkpoint.step for checkpoint in resumed.kept] == [8]
+    assert bereft.kept == []
+
+
+def test_two_monitors_keep_two_histories(trainer, heads, monitor, copying, tmp_path):
+    loaders = heads.training_loader(), heads.heldout_loader()
+
+    def two() -> list[Any]:
+        return [monitor(num_samples=8, seed=seed, every_n_epochs=seed) for seed in (1, 2)]
+
+    first = two()
+    run = trainer(*first, max_epochs=2)
+    run.fit(copying(), *loaders)
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    resumed = two()
+
+    trainer(*resumed, max_epochs=2).fit(copying(), *loaders, ckpt_path=tmp_path / "two.ckpt")
+
+    assert [len(monitor.history) for monitor in resumed] == [3, 2]

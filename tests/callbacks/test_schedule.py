@@ -1,0 +1,258 @@
+"""Evaluations happen where they are due, once, and other callbacks see each value while it is fresh."""
+
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
+
+from relict_lightning.callbacks.schedule import Schedule
+from relict_lightning.errors import ConfigurationError
+
+RATE = "relict/replica_rate"
+
+
+def _steps(monitor: Any) -> list[int]:
+    return [evaluation.step for evaluation in monitor.history]
+
+
+# Four batches make an epoch, so epochs end at steps 4, 8, 12, ...
+@pytest.mark.parametrize(
+    ("monitored", "trained", "validates", "steps"),
+    [
+        pytest.param({}, {"max_epochs": 3}, True, [0, 4, 8, 12], id="validation each epoch"),
+        pytest.param({}, {"max_epochs": 3}, False, [0, 4, 8, 12], id="no validation loop"),
+        pytest.param({}, {"max_epochs": 3, "limit_val_batches": 0}, True, [0, 4, 8, 12], id="validation switched off"),
+        pytest.param({"evaluate_at_start": False}, {"max_epochs": 2}, True, [4, 8], id="not at the start"),
+        pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, True, [0, 8, 16], id="every second epoch, validated"),
+        pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, False, [0, 8, 16], id="every second epoch"),
+        pytest.param({}, {"max_epochs": 5, "check_val_every_n_epoch": 2}, True, [0, 8, 16], id="validated every second"),
+        pytest.param(
+            {}, {"max_epochs": 4, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}, True, [0, 8, 16],
+            id="validated every second, no sanity check",
+        ),
+        # Due after epochs 3 and 6; validation comes after epochs 2, 4, 6.
+        pytest.param(
+            {"every_n_epochs": 3}, {"max_epochs": 6, "check_val_every_n_epoch": 2}, True, [0, 16, 24],
+            id="every third, validated every second",
+        ),
+        pytest.param({}, {"max_epochs": 2, "val_check_interval": 0.5}, True, [0, 4, 8], id="validated twice an epoch"),
+        pytest.param(
+            {}, {"max_epochs": 3, "val_check_interval": 3, "check_val_every_n_epoch": None}, True, [0, 6, 9, 12],
+            id="validated every third step",
+        ),
+        pytest.param({}, {"max_steps": 6, "max_epochs": -1}, True, [0, 4], id="max_steps within an epoch, validated"),
+        pytest.param({}, {"max_steps": 6, "max_epochs": -1}, False, [0, 4, 6], id="max_steps within an epoch"),
+        pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, True, [0, 3, 6], id="every third step, validated"),
+        pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, False, [0, 3, 6], id="every third step"),
+        pytest.param({"every_n_steps": 2}, {"max_steps": 5, "max_epochs": -1}, False, [0, 2, 4], id="max_steps"),
+        # Eight batches make four steps.
+        pytest.param(
+            {"every_n_steps": 2}, {"max_epochs": 2, "accumulate_grad_batches": 2}, False, [0, 2, 4], id="accumulation"
+        ),
+        pytest.param({}, {"max_epochs": 2, "accumulate_grad_batches": 4}, True, [0, 1, 2], id="one step an epoch"),
+        pytest.param({}, {"max_epochs": 2, "num_sanity_val_steps": -1}, True, [0, 4, 8], id="whole sanity check"),
+        pytest.param({}, {"fast_dev_run": True}, True, [0, 1], id="fast_dev_run"),
+    ],
+)  # fmt: skip
+def test_evaluations_happen_at_due_points_and_nowhere_else(
+    trainer, heads, monitor, copying, monitored, trained, validates, steps
+):
+    watching = monitor(num_samples=8, **monitored)
+
+    trainer(watching, **trained).fit(copying(), heads.training_loader(), heads.heldout_loader() if validates else None)
+
+    assert _steps(watching) == steps
+
+
+class TwoOptimizers(lightning.LightningModule):
+    """A GAN's rhythm: both optimizers step in every batch, so `global_step` grows by two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator = torch.nn.Linear(1, 1)
+        self.critic = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:
+        for part, optimizer in zip((self.generator, self.critic), self.optimizers(), strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(part(batch.mean().reshape(1, 1)).sum())
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(part.parameters(), 0.01) for part in (self.generator, self.critic)]
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        return torch.rand(n, 1, 16, 16, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("every_n_steps", "steps"),
+    [
+        # Steps come as 2, 4, ..., 16. Due at 3, 6, 9, 12, 15.
+        (3, [0, 4, 6, 10, 12, 16]),
+        (1, [0, 2, 4, 6, 8, 10, 12, 14, 16]),
+        (5, [0, 6, 10, 16]),
+    ],
+)
+def test_with_two_optimizers_stepped_by_hand_no_due_step_is_missed(trainer, heads, monitor, every_n_steps, steps):
+    watching = monitor(num_samples=8, every_n_steps=every_n_steps)
+
+    trainer(watching).fit(TwoOptimizers(), heads.training_loader())
+
+    assert _steps(watching) == steps
+
+
+def test_the_sanity_check_is_not_evaluated(trainer, heads, monitor, copying):
+    class DuringSanityCheck(Callback):
+        def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:
+            self.evaluations = len(watching.history)
+
+    watching, seen = monitor(num_samples=8), DuringSanityCheck()
+
+    trainer(watching, seen, max_epochs=1).fit(copying(), heads.training_loader(), heads.heldout_loader())
+
+    assert seen.evaluations == 0
+
+
+def test_validating_on_its_own_needs_no_training_data_and_evaluates_nothing(trainer, heads, monitor, copying):
+    watching = monitor(num_samples=8)
+
+    trainer(watching).validate(copying(), heads.heldout_loader(), verbose=False)
+
+    assert watching.history == []
+
+
+def test_fast_dev_run_draws_few_samples_and_writes_no_report(trainer, heads, monitor, copying, tmp_path):
+    watching = monitor(report_path=tmp_path / "report.html", log_images=True)
+
+    trainer(watching, fast_dev_run=True).fit(copying(), heads.training_loader(), heads.heldout_loader())
+
+    assert watching.history[-1].replica_rate.trials == 4
+    assert not (tmp_path / "report.html").exists()
+
+
+class ValuesAtEpochEnds(Callback):
+    """Takes down what other callbacks can read at the end of each epoch."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.values: list[float] = []
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.values.append(float(trainer.callback_metrics[self.name]))
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_evaluated_tells_new_values_from_values_that_are_shown_again(trainer, heads, monitor, copying, validates):
+    flags, rates = ValuesAtEpochEnds("relict/evaluated"), ValuesAtEpochEnds(RATE)
+    watching = monitor(every_n_epochs=2)
+
+    trainer(watching, flags, rates, max_epochs=4).fit(
+        copying((8, 1.0)), heads.training_loader(), heads.heldout_loader() if validates else None
+    )
+
+    assert flags.values == [0.0, 1.0, 0.0, 1.0]
+    assert rates.values == [0.0, 1.0, 1.0, 1.0]
+
+
+# The model copies from step 8 on, which is the end of the second epoch.
+@pytest.mark.parametrize(
+    ("monitored", "trained", "validates", "stopped_after"),
+    [
+        pytest.param({}, {}, True, 2, id="validation each epoch"),
+        pytest.param({}, {}, False, 2, id="no validation loop"),
+        pytest.param({}, {"check_val_every_n_epoch": 2}, True, 2, id="validated every second epoch"),
+        pytest.param({}, {"val_check_interval": 0.5}, True, 2, id="validated twice an epoch"),
+        pytest.param({"every_n_epochs": 3}, {}, True, 3, id="values shown again"),
+        pytest.param({"every_n_steps": 8}, {}, False, 2, id="steps"),
+    ],
+)
+def test_early_stopping_reads_the_value_of_this_epoch(
+    trainer, heads, monitor, copying, monitored, trained, validates, stopped_after
+):
+    early_stopping = EarlyStopping(RATE, mode="max", stopping_threshold=0.5, patience=99, strict=True)
+    run = trainer(monitor(**monitored), early_stopping, max_epochs=9, **trained)
+
+    run.fit(copying((8, 1.0)), heads.training_loader(), heads.heldout_loader() if validates else None)
+
+    assert run.current_epoch == stopped_after
+    assert early_stopping.best_score == 1.0
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_model_checkpoint_ranks_by_the_rate_of_the_weights_that_it_saves(
+    trainer, heads, monitor, copying, validates, tmp_path
+):
+    keeper = ModelCheckpoint(tmp_path / "best", monitor=RATE, mode="max", save_top_k=1, filename="{step}")
+
+    trainer(monitor(), keeper, max_epochs=3, enable_checkpointing=True).fit(
+        copying((8, 1.0)), heads.training_loader(), heads.heldout_loader() if validates else None
+    )
+
+    assert keeper.best_model_score == 1.0
+    assert keeper.best_model_path.endswith("step=8.ckpt")
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize("monitored", [{}, {"every_n_epochs": 5}, {"every_n_steps": 6}])
+def test_strict_early_stopping_and_checkpoints_find_the_rate_in_the_first_epoch_and_after_resume(
+    trainer, heads, monitor, copying, validates, monitored, tmp_path
+):
+    def run(max_epochs: int) -> tuple[Any, list[Any]]:
+        keeper = ModelCheckpoint(tmp_path / "best", monitor=RATE, save_last=True)
+        early_stopping = EarlyStopping(RATE, mode="min", patience=99, strict=True)
+        callbacks = [monitor(num_samples=8, **monitored), early_stopping, keeper]
+        return trainer(*callbacks, max_epochs=max_epochs, enable_checkpointing=True), callbacks
+
+    loaders = heads.training_loader(), heads.heldout_loader() if validates else None
+    first, _ = run(max_epochs=1)
+    first.fit(copying(), *loaders)
+
+    second, callbacks = run(max_epochs=3)
+    second.fit(copying(), *loaders, ckpt_path=tmp_path / "best" / "last.ckpt")
+
+    assert second.current_epoch == 3
+    assert callbacks[1].best_score == 0.0
+    assert callbacks[2].best_model_score == 0.0
+
+
+def test_a_schedule_saved_and_loaded_makes_the_same_next_decisions():
+    schedule, resumed = Schedule(every_n_epochs=3), Schedule(every_n_epochs=3)
+    for epoch in (1, 2, 3, 4):
+        schedule.due(epoch)
+
+    resumed.load_state_dict(schedule.state_dict())
+
+    epochs = range(4, 13)
+    assert [schedule.due(epoch) for epoch in epochs] == [resumed.due(epoch) for epoch in epochs]
+
+
+def test_a_schedule_goes_on_with_another_period_from_what_was_accounted_for():
+    schedule, resumed = Schedule(every_n_epochs=4), Schedule(every_n_epochs=3)
+    schedule.due(8)
+
+    resumed.load_state_dict(schedule.state_dict())
+
+    # Eight epochs are accounted for; the next multiple of 3 is 9.
+    assert [epoch for epoch in range(8, 14) if resumed.due(epoch)] == [9, 12]
+
+
+def test_epochs_of_a_saved_schedule_are_not_taken_for_steps():
+    resumed = Schedule(every_n_steps=2)
+    saved = Schedule(every_n_epochs=1)
+    saved.due(50)
+
+    resumed.load_state_dict(saved.state_dict())
+
+    assert resumed.due(2)
+
+
+@pytest.mark.parametrize("period", ["every_n_epochs", "every_n_steps"])
+def test_a_period_below_one_is_refused(period):
+    with pytest.raises(ConfigurationError, match=f"{period} must be at least 1, got 0"):
+        Schedule(**{period: 0})
