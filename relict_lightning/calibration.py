@@ -5,6 +5,10 @@ control that is at least as much like a copy as the sample is, counting the samp
 if samples of a model that does not memorize and held-out images are exchangeable, as long as the score treats all of
 them alike. The fusion of levels keeps to this: levels are put on one scale by the median and the median absolute
 deviation of control and sample *together*, so that no member of the bag is special.
+
+Such a p-value cannot be smaller than one over the size of the control plus one, and with a few hundred held-out
+patients that hides rates below a tenth. So a sample that is more like a copy than every held-out patient gets a p-value
+from the control's upper tail (`relict_lightning.functional.tail_p_value`), where the control has at least 20 patients.
 """
 
 from dataclasses import dataclass
@@ -16,9 +20,10 @@ import torch
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import (
     balanced_accuracy_at_optimal_threshold,
-    conformal_p_value,
     out_of_sample_balanced_accuracy,
+    tail_p_value,
 )
+from relict_lightning.functional.tail import TAIL_CONTROLS
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -35,14 +40,16 @@ class Calibrated:
     Attributes:
         scores: Fused score per sample, `[n]`, in control standard deviations.
         control_scores: The same of each held-out image, `[h]`.
-        p_values: Conformal p-value of the fused score, `[n]`, in (0, 1].
-        level_p_values: Conformal p-value of each level alone, `[n, l]`.
+        p_values: p-value of the fused score, `[n]`, in (0, 1]: conformal within the control, extrapolated beyond it.
+        level_p_values: The same for each level alone, `[n, l]`.
+        extrapolates: Whether the control is large enough for p-values beyond its largest score.
     """
 
     scores: Array
     control_scores: Array
     p_values: Array
     level_p_values: Array
+    extrapolates: bool
 
 
 def calibrate(likeness: Array, control: Array) -> Calibrated:
@@ -53,26 +60,31 @@ def calibrate(likeness: Array, control: Array) -> Calibrated:
         control: Copy-likeness of held-out images, one per group, `[h, l]`, `h >= 1`.
 
     Raises:
-        ValueError: If a likeness is not finite.
+        ConfigurationError: If a likeness is not finite.
     """
     if not (np.isfinite(likeness).all() and np.isfinite(control).all()):
-        raise ValueError("copy-likeness must be finite, got NaN or infinite values.")
+        raise ConfigurationError("copy-likeness must be finite, got NaN or infinite values.")
     bags = np.concatenate([likeness[:, None], np.broadcast_to(control, (len(likeness), *control.shape))], axis=1)
     fused = _fuse(bags, *_location_and_spread(bags))
     at_least = (fused[:, 1:] >= fused[:, :1]).sum(axis=1)
     location, spread = _location_and_spread(control[None])
-    levels = [
-        conformal_p_value(
-            torch.from_numpy(likeness[:, level].copy()), torch.from_numpy(control[:, level].copy())
-        ).numpy()
-        for level in range(control.shape[1])
-    ]
+    scores, control_scores = _fuse(likeness[None], location, spread)[0], _fuse(control[None], location, spread)[0]
+    conformal = (1 + at_least) / (1 + len(control))
+    p_values = np.where(at_least == 0, np.minimum(conformal, _tail(scores, control_scores)), conformal)
+    levels = [_tail(likeness[:, level], control[:, level]) for level in range(control.shape[1])]
     return Calibrated(
-        scores=_fuse(likeness[None], location, spread)[0],
-        control_scores=_fuse(control[None], location, spread)[0],
-        p_values=(1 + at_least) / (1 + len(control)),
+        scores=scores,
+        control_scores=control_scores,
+        p_values=p_values,
         level_p_values=np.stack(levels, axis=1),
+        extrapolates=len(control) >= TAIL_CONTROLS,
     )
+
+
+def _tail(scores: Array, control_scores: Array) -> Array:
+    """Return p-values that are conformal within the control, and extrapolated beyond its largest score."""
+    p_values: Array = tail_p_value(torch.from_numpy(scores.copy()), torch.from_numpy(control_scores.copy())).numpy()
+    return p_values
 
 
 def _location_and_spread(bags: Array) -> tuple[Array, Array]:

@@ -89,7 +89,7 @@ def main() -> None:
 @_errors_in_one_line()
 def audit(
     generated: Annotated[
-        Path, typer.Argument(help="Samples: a folder of images, or an .npy or .npz file with [n, channels, *spatial].")
+        Path, typer.Argument(help="Samples: a folder of images, or one .npy or .npz file with all, channels second.")
     ],
     training: Training,
     output: Annotated[Path, typer.Option(help="New folder for verdicts, summary, report and pairs to rate.")],
@@ -163,9 +163,7 @@ def index(
     shape = " x ".join(str(side) for side in ready.image_shape)
     typer.echo(f"Training: {ready.training_images} images of {ready.training_patients} patients, each {shape}.")
     typer.echo(f"Held out: {ready.heldout_images} images, {ready.heldout_patients} patients used.")
-    typer.echo(
-        f"Cache: {cache_dir.absolute()}, {ready.megabytes:.1f} MB of patient data, which stayed on this machine."
-    )
+    typer.echo(f"Cache: {cache_dir.absolute()}, {ready.megabytes:.1f} MB. It holds patient data and is local.")
 
 
 @app.command()

@@ -27,6 +27,7 @@ from relict_lightning.errors import (
 from relict_lightning.evidence import Look, compare, judge
 from relict_lightning.fitted import Fitted, read_fitted, read_settings, write_fitted
 from relict_lightning.functional import minimum_discoveries, mirror, shift
+from relict_lightning.functional.tail import TAIL_CONTROLS
 from relict_lightning.index import (
     Entry,
     IntensityScale,
@@ -414,7 +415,8 @@ class ReplicaDetector:
         return Look(queries=queries, evidence=evidence, likeness=judge(evidence, training, count=len(images)))
 
     def _warn_if_nothing_can_be_found(self, num_samples: int, fdr: float) -> None:
-        if minimum_discoveries(self.heldout_groups, num_samples, fdr=fdr) > num_samples:
+        too_few = self.heldout_groups < TAIL_CONTROLS
+        if too_few and minimum_discoveries(self.heldout_groups, num_samples, fdr=fdr) > num_samples:
             warnings.warn(
                 f"With {self.heldout_groups} held-out patients no sample can be called a replica at a false discovery "
                 f"rate of {fdr}, not even if all {num_samples} are copies. Add held-out patients "

@@ -197,7 +197,8 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
     """
     hits = evidence.hits
     codes = torch.from_numpy(reference.group_codes[hits.training])
-    distances = {level: torch.from_numpy(1.0 - evidence.similarity(level)).float() for level in LEVELS}
+    # Rounding can put the similarity of two equal images above 1 by a hair.
+    distances = {level: torch.from_numpy(1.0 - evidence.similarity(level)).float().clamp_min(0) for level in LEVELS}
     by_level = np.zeros((count, len(LEVELS)))
     best_pair = np.zeros(count, dtype=np.int64)
     neighbor_ratios = np.zeros(count)

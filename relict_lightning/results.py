@@ -81,14 +81,14 @@ class Verdict:
     Attributes:
         score: Larger is more like a copy; scale-free, comparable with `DetectionResult.control_scores`.
             NaN without a control.
-        p_value: Conformal p-value of the score in (0, 1]; NaN without a control.
+        p_value: p-value of the score in (0, 1], see `DetectionResult.p_value_model`; NaN without a control.
         is_replica: Whether the sample is a discovery at the false discovery rate asked for; False without a control.
         match: Position of the matched training image.
         match_id: Its id, as the data gave it.
         match_group: Its group (the patient).
         transform: How the sample was moved onto the match.
         evidence: Per level, measure name to value, for the pair (sample, match).
-        level_p_values: Per level, the conformal p-value of that level alone; empty without a control.
+        level_p_values: Per level, the p-value of that level alone; empty without a control.
     """
 
     score: float
@@ -113,10 +113,13 @@ class DetectionResult:
         level_rates: The same by each level alone; empty without a control.
         fdr: False discovery rate that the verdicts were made at.
         control_scores: Scores of the held-out images, one per held-out group.
+        p_value_model: Where p-values come from: "conformal" where the control is too small for more, "conformal with
+            tail" where samples beyond every held-out image get theirs from the control's upper tail; None without a
+            control.
         memorization_p_value: Exact permutation p-value that the samples know the training set; None without a control.
         attainable_p_value: The smallest value that `memorization_p_value` could have taken, were all patients that the
             samples are nearest to training patients; None without a control.
-        discovery_p_value: Simes p-value of the samples' conformal p-values: that any sample is a replica; None
+        discovery_p_value: Simes p-value of the samples' p-values: that any sample is a replica; None
             without a control.
         measures: Set-level measures by their logged name without prefix, such as `neighbor_ratio_fraction`.
     """
@@ -126,6 +129,7 @@ class DetectionResult:
     level_rates: Mapping[Level, RateEstimate]
     fdr: float
     control_scores: tuple[float, ...]
+    p_value_model: Literal["conformal", "conformal with tail"] | None
     memorization_p_value: float | None
     attainable_p_value: float | None
     discovery_p_value: float | None

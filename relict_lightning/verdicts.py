@@ -36,6 +36,7 @@ def conclude_without_control(look: Look, training: Reference, *, fdr: float) -> 
         level_rates={},
         fdr=fdr,
         control_scores=(),
+        p_value_model=None,
         memorization_p_value=None,
         attainable_p_value=None,
         discovery_p_value=None,
@@ -80,6 +81,7 @@ def conclude(
         },
         fdr=fdr,
         control_scores=tuple(float(score) for score in calibrated.control_scores),
+        p_value_model="conformal with tail" if calibrated.extrapolates else "conformal",
         memorization_p_value=memorization_p_value(
             torch.from_numpy(union.weight), group, is_training=torch.from_numpy(union.is_training), **split
         ),

@@ -101,7 +101,7 @@ class MemorizationCheckpoint(Checkpoint):
             self._save(trainer, newest, newest.replica_rate)
         elif self.best is None:
             self.best = choose(self.kept, monitor.onset.replica_rate)
-            rank_zero_info(self._describe())
+            rank_zero_info(_advice(self.best, monitor.onset.replica_rate))
 
     def _save(self, trainer: Trainer, evaluation: Evaluation, rate: RateEstimate) -> None:
         assert self.dirpath is not None  # noqa: S101 - fixed in setup
@@ -114,14 +114,6 @@ class MemorizationCheckpoint(Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
         for older in dropped:
             trainer.strategy.remove_checkpoint(older.path)
-
-    def _describe(self) -> str:
-        if self.best is None:
-            return "No checkpoint was saved before memorization onset. Evaluate more often, or train on more patients."
-        return (
-            f"Go back to {self.best.path}: step {self.best.step}, before memorization onset, "
-            f"replica rate {self.best.replica_rate}."
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the kept checkpoints as primitives."""
@@ -148,6 +140,15 @@ def choose(kept: list[KeptCheckpoint], onset_rate: RateEstimate) -> KeptCheckpoi
     if below:
         return below[-1]
     return min(reversed(kept), key=lambda checkpoint: checkpoint.replica_rate.high, default=None)
+
+
+def _advice(best: KeptCheckpoint | None, onset_rate: RateEstimate) -> str:
+    if best is None:
+        return "No checkpoint was saved before memorization onset. Evaluate more often, or train on more patients."
+    advice = f"Go back to {best.path}: step {best.step}, before memorization onset, replica rate {best.replica_rate}."
+    if best.replica_rate.high < onset_rate.low:
+        return advice
+    return f"{advice} This interval overlaps the one at onset: draw more samples per evaluation to tell them apart."
 
 
 def _to_primitives(checkpoint: KeptCheckpoint) -> dict[str, Any]:

@@ -89,9 +89,10 @@ def _assert_same(watched: dict[str, Any], alone: dict[str, Any]) -> None:
 
 
 def _from_global_state(module: Any, n: int) -> Tensor:
-    """Ignores the seed, draws from the global random state, and leaves the module in training mode."""
+    """Draws from the global random state, and leaves the module in training mode, frozen parts included."""
+    images = module.network(torch.randn(n, 1, 16, 16))
     module.train()
-    return module.network(torch.randn(n, 1, 16, 16))
+    return images
 
 
 @pytest.mark.parametrize("every_n_steps", [None, 3])

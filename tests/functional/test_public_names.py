@@ -30,6 +30,7 @@ def test_the_public_functions_are_these():
         "shift",
         "simes_p_value",
         "structural_similarity",
+        "tail_p_value",
     }
 
 

@@ -86,7 +86,7 @@ def test_a_missing_file_is_noticed(tmp_path, name):
 def test_an_unreadable_manifest_is_noticed(tmp_path, manifest):
     (_write(tmp_path / "entry") / "manifest.json").write_text(manifest)
 
-    with pytest.raises(IndexCorruptError, match="manifest.json cannot be read"):
+    with pytest.raises(IndexCorruptError, match=r"manifest\.json cannot be read"):
         Entry(tmp_path / "entry")
 
 
@@ -149,9 +149,13 @@ def test_a_damaged_folder_is_kept_under_another_name_and_said_to_be(tmp_path):
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="the encoder failed"), writing(tmp_path / "entry") as writer:
-        writer.array("values", (3,), np.float32)[:] = 1
-        raise RuntimeError("the encoder failed")
+    def fail():
+        with writing(tmp_path / "entry") as writer:
+            writer.array("values", (3,), np.float32)[:] = 1
+            raise RuntimeError("the encoder failed")
+
+    with pytest.raises(RuntimeError, match="the encoder failed"):
+        fail()
 
     assert list(tmp_path.iterdir()) == []
 

@@ -72,7 +72,7 @@ def test_an_encoder_that_returns_no_tensor_is_refused():
         def forward(self, images):
             return images, images
 
-    with pytest.raises(InvalidImageError, match="Pair must return one vector per image.* got tuple"):
+    with pytest.raises(InvalidImageError, match=r"Pair must return one vector per image.* got tuple"):
         feature_view(Pair(), _images(3, 8, 8))
 
 

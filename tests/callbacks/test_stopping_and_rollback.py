@@ -1,0 +1,240 @@
+"""Stopping at a known onset, and the checkpoint to go back to."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
+from relict_lightning.callbacks.checkpoint import KeptCheckpoint, choose
+from relict_lightning.errors import ConfigurationError, RelictWarning
+from relict_lightning.functional import estimate_rate
+
+
+def _kept(successes: int, trials: int = 48, *, step: int = 0) -> KeptCheckpoint:
+    return KeptCheckpoint(path=f"{step}.ckpt", step=step, replica_rate=estimate_rate(successes, trials))
+
+
+# Four batches make an epoch. From the step of the schedule on, every sample is a copy.
+@pytest.mark.parametrize(
+    ("onset", "monitored", "trained", "validates", "stopped_at"),
+    [
+        pytest.param(8, {}, {}, True, 8, id="epochs, validated"),
+        pytest.param(8, {}, {}, False, 8, id="epochs"),
+        pytest.param(9, {}, {}, True, 12, id="onset within an epoch"),
+        pytest.param(9, {"every_n_epochs": 2}, {}, True, 16, id="every second epoch"),
+        pytest.param(8, {}, {"check_val_every_n_epoch": 3}, True, 12, id="validated every third epoch"),
+        pytest.param(5, {"every_n_steps": 3}, {}, False, 6, id="steps, in the middle of an epoch"),
+        pytest.param(5, {"every_n_steps": 3}, {}, True, 6, id="steps, validated"),
+    ],
+)
+def test_training_stops_at_the_first_evaluation_after_copying_began(
+    trainer, heads, monitor, copying, onset, monitored, trained, validates, stopped_at
+):
+    watching = monitor(**monitored)
+    run = trainer(watching, MemorizationStopping(), max_epochs=20, **trained)
+
+    run.fit(copying((onset, 1.0)), heads.training_loader(), heads.heldout_loader() if validates else None)
+
+    assert run.global_step == stopped_at
+    assert watching.onset.step == stopped_at
+    assert [evaluation.replica_rate.value for evaluation in watching.history][-2:] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("monitored", [{}, {"every_n_steps": 3}])
+def test_a_model_that_copies_nothing_is_never_stopped(trainer, heads, monitor, copying, monitored):
+    watching = monitor(**monitored)
+    run = trainer(watching, MemorizationStopping(), max_epochs=12)
+
+    run.fit(copying(), heads.training_loader(), heads.heldout_loader())
+
+    assert run.current_epoch == 12
+    assert watching.onset is None
+
+
+def test_the_checkpoint_to_go_back_to_is_the_last_from_before_onset_and_its_interval_lies_below(
+    trainer, heads, monitor, copying, tmp_path
+):
+    watching, keeper = monitor(), MemorizationCheckpoint(tmp_path / "kept")
+
+    trainer(watching, MemorizationStopping(), keeper, max_epochs=20).fit(
+        copying((12, 1.0)), heads.training_loader(), heads.heldout_loader()
+    )
+
+    assert keeper.best.step == 8
+    assert keeper.best.replica_rate.high < watching.onset.replica_rate.low
+    assert torch.load(keeper.best.path, weights_only=True)["global_step"] == 8
+
+
+def test_training_goes_on_from_the_checkpoint_to_go_back_to(trainer, heads, monitor, copying, tmp_path):
+    loaders = heads.training_loader(), heads.heldout_loader()
+    keeper = MemorizationCheckpoint(tmp_path / "kept")
+    trainer(monitor(), MemorizationStopping(), keeper, max_epochs=20).fit(copying((12, 1.0)), *loaders)
+    resumed = monitor()
+
+    again = trainer(resumed, MemorizationStopping(), MemorizationCheckpoint(tmp_path / "kept"), max_epochs=4)
+    again.fit(copying(), *loaders, ckpt_path=keeper.best.path)
+
+    assert [evaluation.step for evaluation in resumed.history] == [0, 4, 8, 12, 16]
+    assert resumed.onset is None
+
+
+def test_the_messages_say_reason_rate_interval_step_and_checkpoint(
+    trainer, heads, monitor, copying, tmp_path, messages
+):
+    keeper = MemorizationCheckpoint(tmp_path / "kept")
+
+    trainer(monitor(), MemorizationStopping(), keeper, max_epochs=20).fit(
+        copying((8, 1.0)), heads.training_loader(), heads.heldout_loader()
+    )
+
+    (onset,) = [message for message in messages if message.startswith("Memorization onset")]
+    assert "at step 8 (epoch 1): replica rate 48/48 = 100.0 % [92.6 %, 100.0 %]" in onset
+    assert "permutation p-value" in onset
+    assert "at evaluation 3, where 0.0034 was allowed" in onset
+    assert "assuming only that training and held-out patients were split at random" in onset
+    (back,) = [message for message in messages if message.startswith("Go back")]
+    assert back == (
+        f"Go back to {tmp_path / 'kept' / 'step=4-replicas=0-of-48.ckpt'}: step 4, before memorization onset, "
+        f"replica rate 0/48 = 0.0 % [0.0 %, 7.4 %]."
+    )
+    assert sum("memorization onset was established" in message for message in messages) == 1
+
+
+def test_a_run_without_onset_ends_by_saying_so(trainer, heads, monitor, copying, messages):
+    trainer(monitor(), max_epochs=2).fit(copying(), heads.training_loader(), heads.heldout_loader())
+
+    expected = "No memorization onset in 3 evaluations; last replica rate 0/48 = 0.0 % [0.0 %, 7.4 %]."
+    assert expected in messages
+
+
+def test_where_copying_began_before_the_first_step_there_is_nothing_to_go_back_to(
+    trainer, heads, monitor, copying, tmp_path, messages
+):
+    keeper = MemorizationCheckpoint(tmp_path / "kept")
+
+    trainer(monitor(evaluate_at_start=False), MemorizationStopping(), keeper, max_epochs=3).fit(
+        copying((0, 1.0)), heads.training_loader(), heads.heldout_loader()
+    )
+
+    assert keeper.best is None
+    assert any("No checkpoint was saved before memorization onset" in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("keep", "steps"),
+    [
+        # Rates 0/48, 0/48 and so on: each newer checkpoint makes the older ones pointless.
+        (1, [12]),
+        (3, [12]),
+    ],
+)
+def test_of_equally_good_checkpoints_the_newest_is_kept(trainer, heads, monitor, copying, tmp_path, keep, steps):
+    keeper = MemorizationCheckpoint(tmp_path / "kept", keep=keep)
+
+    trainer(monitor(), keeper, max_epochs=3).fit(copying(), heads.training_loader(), heads.heldout_loader())
+
+    assert [checkpoint.step for checkpoint in keeper.kept] == steps
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["step=12-replicas=0-of-48.ckpt"]
+
+
+@pytest.mark.parametrize(("keep", "files"), [(1, 1), (2, 2), (5, 3)])
+def test_no_more_checkpoints_are_kept_than_asked_for(trainer, heads, monitor, copying, tmp_path, keep, files):
+    # With a tolerance of 0.99 onset is out of reach, and the rate rises from epoch to epoch.
+    keeper = MemorizationCheckpoint(tmp_path / "kept", keep=keep)
+
+    trainer(monitor(tolerance=0.99), keeper, max_epochs=3).fit(
+        copying((8, 0.5), (12, 0.8)), heads.training_loader(), heads.heldout_loader()
+    )
+
+    lying = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert len(lying) == files
+    assert sorted(checkpoint.path for checkpoint in keeper.kept) == [str(tmp_path / "kept" / name) for name in lying]
+    assert keeper.kept[-1].step == 12
+
+
+def test_the_newest_checkpoint_whose_interval_lies_below_is_chosen():
+    onset_rate = estimate_rate(24, 48)
+    kept = [_kept(0, step=1), _kept(2, step=2), _kept(20, step=3)]
+
+    chosen = choose(kept, onset_rate)
+
+    assert chosen.step == 2
+
+
+def test_where_no_interval_lies_below_the_newest_of_the_best_bounded_is_chosen():
+    onset_rate = estimate_rate(3, 48)
+    kept = [_kept(2, step=1), _kept(1, step=2), _kept(1, step=3), _kept(2, step=4)]
+
+    chosen = choose(kept, onset_rate)
+
+    assert chosen.step == 3
+
+
+def test_no_checkpoint_is_chosen_where_none_was_kept():
+    assert choose([], estimate_rate(3, 48)) is None
+
+
+def test_a_checkpoint_keeper_saved_and_loaded_names_the_same_checkpoints(trainer, heads, monitor, copying, tmp_path):
+    keeper, loaded = MemorizationCheckpoint(tmp_path / "kept"), MemorizationCheckpoint(tmp_path / "kept")
+    trainer(monitor(), MemorizationStopping(), keeper, max_epochs=9).fit(
+        copying((8, 1.0)), heads.training_loader(), heads.heldout_loader()
+    )
+
+    loaded.load_state_dict(keeper.state_dict())
+
+    assert loaded.kept == keeper.kept
+    assert loaded.best == keeper.best
+    assert loaded.state_dict() == keeper.state_dict()
+
+
+def test_stopping_saved_and_loaded_still_stops(trainer, heads, monitor, copying):
+    stopper, loaded = MemorizationStopping(), MemorizationStopping()
+    trainer(monitor(), stopper, max_epochs=1).fit(copying(), heads.training_loader())
+
+    loaded.load_state_dict(stopper.state_dict())
+    run = trainer(monitor(), loaded, max_epochs=9)
+    run.fit(copying((4, 1.0)), heads.training_loader())
+
+    assert run.current_epoch == 1
+
+
+@pytest.mark.parametrize("callback", [MemorizationStopping, MemorizationCheckpoint])
+def test_without_a_monitor_it_is_said_that_one_is_needed(trainer, heads, copying, callback):
+    with pytest.raises(ConfigurationError, match=f"{callback.__name__} needs a ReplicaMonitor among the trainer's"):
+        trainer(callback()).fit(copying(), heads.training_loader())
+
+
+def test_stopping_without_held_out_patients_is_refused_with_the_remedy(trainer, heads, copying, tmp_path):
+    watching = ReplicaMonitor(num_samples=8, cache_dir=tmp_path / "cache")
+
+    with (
+        pytest.warns(RelictWarning, match="no held-out images"),
+        pytest.raises(ConfigurationError, match=r"cannot act: .*ReplicaMonitor\(heldout=\.\.\.\)"),
+    ):
+        trainer(watching, MemorizationStopping()).fit(copying(), heads.training_loader())
+
+
+def test_stopping_before_the_monitor_is_refused(trainer, heads, copying, tmp_path):
+    watching = ReplicaMonitor(num_samples=8, heldout=heads.heldout, cache_dir=tmp_path / "cache")
+
+    with pytest.raises(ConfigurationError, match="must come after ReplicaMonitor in the trainer's callbacks"):
+        trainer(MemorizationStopping(), watching).fit(copying(), heads.training_loader())
+
+
+def test_checkpoints_without_held_out_patients_save_nothing_because_there_is_no_rate(
+    trainer, heads, monitor, copying, tmp_path
+):
+    keeper = MemorizationCheckpoint(tmp_path / "kept")
+    without_control: Any = ReplicaDetector().fit(heads.training)
+
+    with pytest.warns(RelictWarning, match="no held-out images"):
+        trainer(monitor(detector=without_control, num_samples=8), keeper).fit(copying(), heads.training_loader())
+
+    assert keeper.kept == []
+    assert not (tmp_path / "kept").exists()
+
+
+def test_keeping_less_than_one_checkpoint_is_refused():
+    with pytest.raises(ConfigurationError, match="keep must be at least 1, got 0"):
+        MemorizationCheckpoint(keep=0)

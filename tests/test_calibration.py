@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+
+from relict_lightning.calibration import calibrate, calibrate_on_ratings
+from relict_lightning.errors import ConfigurationError
+
+
+def _column(*values):
+    return np.array(values, dtype=np.float64)[:, None]
+
+
+def test_p_values_of_one_level_worked_by_hand():
+    calibrated = calibrate(_column(0.35, 0.5, 0.05), _column(0.1, 0.2, 0.3, 0.4))
+
+    # One of four is above 0.35, none above 0.5. Below the median nothing counts as likeness, so all tie.
+    assert calibrated.p_values.tolist() == [2 / 5, 1 / 5, 1.0]
+    assert calibrated.level_p_values[:, 0].tolist() == [2 / 5, 1 / 5, 1.0]
+
+
+def test_scores_count_robust_standard_deviations_of_the_control():
+    calibrated = calibrate(_column(0.35, 0.05), _column(0.1, 0.2, 0.3, 0.4))
+
+    # Median 0.25, median absolute deviation 0.1, times 1.4826.
+    assert calibrated.scores == pytest.approx([0.1 / 0.14826, 0])
+    assert calibrated.control_scores == pytest.approx([0, 0, 0.05 / 0.14826, 0.15 / 0.14826])
+
+
+def test_a_copy_at_one_of_three_levels_keeps_the_root_of_a_third_of_its_score():
+    control = np.random.default_rng(0).uniform(0, 0.2, (99, 3))
+    one = np.array([[0.9, 0.0, 0.0]])
+
+    calibrated = calibrate(one, control)
+
+    alone = calibrate(one[:, :1], control[:, :1])
+    assert calibrated.scores == pytest.approx(alone.scores / np.sqrt(3))
+    assert calibrated.p_values.tolist() == [1 / 100]
+    assert calibrated.level_p_values[0, 1:].tolist() == [1, 1]
+
+
+def test_a_control_that_does_not_vary_does_not_blow_scores_up():
+    calibrated = calibrate(_column(0.505), _column(0.5, 0.5, 0.5))
+
+    assert calibrated.scores == pytest.approx([0.5])
+
+
+@pytest.mark.parametrize(("levels", "size"), [(1, 9), (3, 19), (3, 40)])
+def test_p_values_of_exchangeable_samples_are_super_uniform(levels, size):
+    rng = np.random.default_rng(0)
+    repeats = 2500
+    p_values = np.empty(repeats)
+
+    for repeat in range(repeats):
+        # Correlated levels with heavy tails and unequal scales, which the fusion must not turn into evidence.
+        common = rng.standard_t(2, (size + 1, 1))
+        bag = np.tanh((common + rng.standard_t(2, (size + 1, levels))) * np.array([1.0, 0.1, 5.0])[:levels])
+        p_values[repeat] = calibrate(bag[:1], bag[1:]).p_values[0]
+
+    for level in (1 / (size + 1), 0.1, 0.2, 0.5):
+        four_deviations = 4 * np.sqrt(level * (1 - level) / repeats)
+        assert (p_values <= level).mean() <= level + four_deviations
+
+
+def test_the_smallest_p_value_is_reached_as_often_as_promised():
+    rng = np.random.default_rng(1)
+
+    p_values = [calibrate(bag[:1], bag[1:]).p_values[0] for bag in (rng.standard_normal((20, 3)) for _ in range(2500))]
+
+    # Without ties the bound is met, so the test wastes no power: 1/20 of the null samples are the largest of 20.
+    assert np.mean(np.array(p_values) <= 1 / 20) == pytest.approx(1 / 20, abs=4 * np.sqrt(0.05 * 0.95 / 2500))
+
+
+def test_copies_are_found_with_the_smallest_possible_p_value():
+    rng = np.random.default_rng(2)
+    control, copies = rng.uniform(-0.1, 0.3, (80, 3)), rng.uniform(0.6, 1.0, (20, 3))
+
+    calibrated = calibrate(copies, control)
+
+    assert (calibrated.p_values == 1 / 81).all()
+    assert calibrated.scores.min() > calibrated.control_scores.max()
+
+
+def test_the_order_of_the_control_and_of_the_samples_does_not_matter():
+    rng = np.random.default_rng(3)
+    samples, control = rng.standard_normal((7, 3)), rng.standard_normal((30, 3))
+
+    calibrated, shuffled = calibrate(samples, control), calibrate(samples[::-1], rng.permutation(control))
+
+    np.testing.assert_allclose(shuffled.p_values[::-1], calibrated.p_values)
+    np.testing.assert_allclose(shuffled.scores[::-1], calibrated.scores)
+    np.testing.assert_allclose(shuffled.level_p_values[::-1], calibrated.level_p_values)
+
+
+def test_samples_do_not_influence_each_others_p_values():
+    rng = np.random.default_rng(4)
+    samples, control = rng.standard_normal((7, 3)), rng.standard_normal((30, 3))
+
+    alone = [calibrate(sample[None], control).p_values[0] for sample in samples]
+
+    np.testing.assert_array_equal(calibrate(samples, control).p_values, alone)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["sample", "control"])
+def test_likeness_that_is_not_finite_is_refused(value, where):
+    samples, control = _column(0.1, 0.2), _column(0.1, 0.2)
+    (samples if where == "sample" else control)[1] = value
+
+    with pytest.raises(ConfigurationError, match="copy-likeness must be finite"):
+        calibrate(samples, control)
+
+
+def test_ratings_that_a_threshold_separates_have_full_accuracy():
+    calibration = calibrate_on_ratings(np.array([0.1, 0.2, 0.3, 0.8, 0.9]), np.array([False, False, False, True, True]))
+
+    assert (calibration.balanced_accuracy, calibration.out_of_sample_balanced_accuracy) == (1.0, 1.0)
+    assert 0.3 < calibration.threshold <= 0.8
+    assert (calibration.rated, calibration.replicas) == (5, 2)
+
+
+def test_the_accuracy_in_sample_flatters():
+    rng = np.random.default_rng(0)
+    calibrations = [calibrate_on_ratings(rng.standard_normal(30), np.arange(30) % 2 == 0) for _ in range(20)]
+
+    in_sample = np.mean([calibration.balanced_accuracy for calibration in calibrations])
+    out_of_sample = np.mean([calibration.out_of_sample_balanced_accuracy for calibration in calibrations])
+
+    assert in_sample > 0.6
+    assert out_of_sample < 0.55
+
+
+@pytest.mark.parametrize("replicas", [0, 1, 4, 5])
+def test_too_few_ratings_of_a_kind_are_refused(replicas):
+    with pytest.raises(ConfigurationError, match=rf"got {replicas} and {5 - replicas}\. Rate more pairs"):
+        calibrate_on_ratings(np.arange(5.0), np.arange(5) < replicas)

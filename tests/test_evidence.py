@@ -1,0 +1,222 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from relict_lightning.data import open_images
+from relict_lightning.encoders import GradientEncoder
+from relict_lightning.evidence import Look, compare, judge
+from relict_lightning.functional import mean_dice, structural_similarity
+from relict_lightning.index import IntensityScale, build_reference, scan
+from relict_lightning.retrieval import make_queries, retrieve
+from relict_lightning.segmenters import IntensitySegmenter, label_maps
+
+CPU = torch.device("cpu")
+SEGMENTER = IntensitySegmenter()
+
+
+def _smooth(count, *spatial, channels=1, seed=0, border=4):
+    """Smooth random anatomy in the middle of an empty field, so that a small displacement loses nothing."""
+    images = torch.rand((count, channels, *spatial), generator=torch.Generator().manual_seed(seed))
+    pool = nn.functional.avg_pool2d if len(spatial) == 2 else nn.functional.avg_pool3d
+    images = pool(images, 3, stride=1, padding=1)
+    images = (images - images.amin()) / (images.amax() - images.amin()) + 0.2
+    inside = torch.zeros(spatial)
+    inside[tuple(slice(border, side - border) for side in spatial)] = 1
+    return images * inside
+
+
+def _reference(images, groups=None):
+    source = open_images(images, role="training", groups=groups)
+    return build_reference(
+        source,
+        scan(source),
+        scale=IntensityScale(low=0.0, high=1.0),
+        encoder=GradientEncoder(),
+        segment=lambda batch: label_maps(SEGMENTER, batch.images, device=CPU),
+        segmenter_digest="intensity",
+        cache_dir=None,
+        device=CPU,
+        progress=False,
+    )
+
+
+def _look(samples, reference, *, max_shift=3, top_k=3):
+    mirrors = ((), *((axis,) for axis in range(samples.ndim - 2)))
+    queries = make_queries(samples, encoder=GradientEncoder(), mirrors=mirrors, device=CPU)
+    hits = retrieve(queries, reference, top_k=top_k)
+    maps = label_maps(SEGMENTER, samples, device=CPU)
+    evidence = compare(samples, maps, hits, mirrors=mirrors, max_shift=max_shift, reference=reference, device=CPU)
+    return evidence, judge(evidence, reference, count=len(samples))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("spatial", [(24, 24), (16, 16, 16)], ids=["2-D", "3-D"])
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("displaced", [False, True])
+def test_altered_copies_are_matched_moved_back_and_called_alike(spatial, channels, axis, displaced):
+    training = _smooth(6, *spatial, channels=channels)
+    moves = (2, -3, 1)[: len(spatial)] if displaced else (0,) * len(spatial)
+    dims = tuple(range(2, 2 + len(spatial)))
+    samples = training[:3].roll([-move for move in moves], dims)
+    samples = samples if axis is None else samples.flip(axis + 2)
+
+    evidence, likeness = _look(samples, _reference(training))
+
+    for sample, pair in enumerate(likeness.best_pair):
+        measures = evidence.describe(int(pair))
+        assert evidence.hits.training[pair] == sample
+        assert evidence.transform(int(pair)).mirrored_axes == (() if axis is None else (axis,))
+        assert evidence.transform(int(pair)).shift_voxels == moves
+        assert measures["voxel"]["normalized_cross_correlation"] > 0.999
+        assert measures["voxel"]["structural_similarity"] > 0.99
+        assert measures["segmentation"]["mean_dice"] > 0.98
+    assert (likeness.by_level[:, [0, 2]] > 0.9).all()
+
+
+def test_a_new_patient_is_less_alike_than_any_copy():
+    training, fresh = _smooth(20, 24, 24).split(10)
+    reference = _reference(training)
+
+    _, copies = _look(training, reference)
+    _, others = _look(fresh, reference)
+
+    assert (copies.by_level.min(axis=0) > others.by_level.max(axis=0)).all()
+    assert copies.neighbor_ratio.max() < 0.1 < others.neighbor_ratio.min()
+
+
+def test_gain_and_offset_do_not_hide_a_copy():
+    training = _smooth(8, 24, 24)
+
+    evidence, likeness = _look(0.7 * training[:4] + 0.1, _reference(training))
+
+    assert evidence.hits.training[likeness.best_pair].tolist() == [0, 1, 2, 3]
+    assert (likeness.by_level > 0.5).all()
+
+
+def test_measures_are_those_of_the_functions_without_transforms():
+    training, samples = _smooth(6, 20, 20), _smooth(3, 20, 20, seed=1)
+    reference = _reference(training)
+
+    evidence, _ = _look(samples, reference, max_shift=0)
+
+    upright = evidence.hits.mirroring == 0
+    sample, patient = evidence.hits.sample[upright], evidence.hits.training[upright]
+    stored = torch.from_numpy(reference.volumes[patient].astype(np.float32))
+    labels = SEGMENTER(samples[sample]), torch.from_numpy(reference.label_maps[patient].astype(np.int64))
+    pairs = torch.stack([samples[sample].flatten(1), stored.flatten(1)], dim=1).numpy()
+    correlation = [np.corrcoef(pair)[0, 1] for pair in pairs]
+    assert upright.sum() >= 3
+    np.testing.assert_allclose(evidence.normalized_cross_correlation[upright], correlation, atol=1e-5)
+    np.testing.assert_allclose(
+        evidence.structural_similarity[upright],
+        structural_similarity(samples[sample], stored, data_range=1.0),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(evidence.mean_dice[upright], mean_dice(*labels, num_labels=4), atol=1e-6)
+    assert not evidence.shifts.any()
+
+
+def test_likeness_is_one_minus_nearest_over_the_mean_of_other_groups():
+    training = _smooth(9, 20, 20)
+    groups = ["anna", "anna", "ben", "ben", "cleo", "dora", "eve", "fay", "gil"]
+    reference = _reference(training, groups)
+
+    evidence, likeness = _look(_smooth(4, 20, 20, seed=1), reference, top_k=7)
+
+    for column, level in enumerate(("voxel", "feature", "segmentation")):
+        distance = 1 - evidence.similarity(level).astype(np.float64)
+        for sample in range(4):
+            pairs = np.flatnonzero(evidence.hits.sample == sample)
+            pairs = pairs[np.argsort(distance[pairs], kind="stable")]
+            nearest = groups[evidence.hits.training[pairs[0]]]
+            others = [distance[p] for p in pairs if groups[evidence.hits.training[p]] != nearest][:5]
+            expected = 1 - distance[pairs[0]] / np.mean(others)
+            assert likeness.by_level[sample, column] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_second_scan_of_the_copied_patient_does_not_hide_the_copy():
+    training = _smooth(8, 24, 24)
+    rescan = training[:1] + 0.01 * _smooth(1, 24, 24, seed=5)
+    together = torch.cat([training, rescan])
+    groups = [f"patient {position}" for position in range(8)] + ["patient 0"]
+
+    _, likeness = _look(training[:1], _reference(together, groups))
+    _, fooled = _look(training[:1], _reference(together))
+
+    assert (likeness.by_level > 0.9).all()
+    assert likeness.neighbor_ratio[0] < 0.1
+    assert fooled.by_level[0].min() < likeness.by_level[0].min()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.2])
+@pytest.mark.parametrize("position", [0, 3])
+def test_a_blank_sample_is_no_copy_of_a_blank_training_image(value, position):
+    training = _smooth(8, 24, 24)
+    training[position] = value
+
+    _, likeness = _look(torch.full((2, 1, 24, 24), value), _reference(training))
+
+    assert (likeness.by_level <= 0).all()
+
+
+def test_a_segmenter_that_finds_nothing_gives_no_evidence():
+    training = _smooth(6, 20, 20)
+    reference = _reference(training)
+    reference.label_maps[:] = 0
+    queries = make_queries(training[:2], encoder=GradientEncoder(), mirrors=((),), device=CPU)
+    hits = retrieve(queries, reference, top_k=3)
+
+    evidence = compare(
+        training[:2],
+        torch.zeros(2, 20, 20, dtype=torch.long),
+        hits,
+        mirrors=((),),
+        max_shift=0,
+        reference=reference,
+        device=CPU,
+    )
+
+    assert not evidence.mean_dice.any()
+    assert not judge(evidence, reference, count=2).by_level[:, 2].any()
+
+
+def test_chunks_of_pairs_change_no_number(monkeypatch):
+    training, samples = _smooth(6, 20, 20), _smooth(4, 20, 20, seed=1)
+    reference = _reference(training)
+    evidence, _ = _look(samples, reference)
+
+    monkeypatch.setattr("relict_lightning.evidence._VOXELS_PER_CHUNK", 3 * 400)
+    chunked, _ = _look(samples, reference)
+
+    np.testing.assert_allclose(chunked.normalized_cross_correlation, evidence.normalized_cross_correlation, atol=1e-6)
+    np.testing.assert_array_equal(chunked.shifts, evidence.shifts)
+    np.testing.assert_array_equal(chunked.mean_dice, evidence.mean_dice)
+
+
+def test_the_distance_to_training_is_that_to_the_nearest_hit():
+    training, samples = _smooth(6, 20, 20), _smooth(3, 20, 20, seed=1)
+    reference = _reference(training)
+    evidence, likeness = _look(samples, reference)
+    queries = make_queries(samples, encoder=GradientEncoder(), mirrors=((), (0,), (1,)), device=CPU)
+    cosine = np.einsum("vnd,md->vnm", queries.feature, reference.feature_vectors)
+
+    look = Look(queries=queries, evidence=evidence, likeness=likeness)
+
+    assert len(look) == 3
+    # A hit's similarity is that under the mirroring which suits both views, so it may lie below the feature view's best.
+    nearest = np.sqrt(2 - 2 * cosine.max(axis=(0, 2)))
+    assert (look.distance_to_training >= nearest - 1e-5).all()
+    np.testing.assert_allclose(
+        look.distance_to_training,
+        [
+            np.linalg.norm(
+                queries.feature[evidence.hits.mirroring[pairs], sample]
+                - reference.feature_vectors[evidence.hits.training[pairs]],
+                axis=1,
+            ).min()
+            for sample in range(3)
+            for pairs in [np.flatnonzero(evidence.hits.sample == sample)]
+        ],
+        atol=1e-4,
+    )

@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from relict_lightning.data import open_images
+from relict_lightning.index import IntensityScale, build_reference, coarse_view, feature_view, scan
+from relict_lightning.retrieval import make_queries, nearest_of_union, retrieve
+
+CPU = torch.device("cpu")
+MIRRORS = ((), (0,), (1,))
+
+
+def _images(count, seed):
+    return torch.randn((count, 1, 6, 5), generator=torch.Generator().manual_seed(seed))
+
+
+def _reference(images, groups, role="training"):
+    source = open_images(images, role=role, groups=groups)
+    return build_reference(
+        source,
+        scan(source),
+        scale=IntensityScale(low=0.0, high=1.0),
+        encoder=nn.Flatten(),
+        segment=lambda batch: (batch.images[:, 0] > 0).long(),
+        segmenter_digest="sign",
+        cache_dir=None,
+        device=CPU,
+        progress=False,
+    )
+
+
+def _queries(images, mirrors=MIRRORS):
+    return make_queries(images, encoder=nn.Flatten(), mirrors=mirrors, device=CPU)
+
+
+def _groups(seed, count, patients):
+    return [f"patient {number}" for number in np.random.default_rng(seed).integers(0, patients, count)]
+
+
+def test_queries_are_the_views_of_every_mirrored_sample():
+    images = _images(70, 0)
+
+    queries = _queries(images)
+
+    assert len(queries) == 70
+    for position, axes in enumerate(((), (2,), (3,))):
+        mirrored = images.flip(axes)
+        np.testing.assert_allclose(queries.feature[position], feature_view(nn.Flatten(), mirrored), atol=1e-6)
+        np.testing.assert_allclose(queries.coarse[position], coarse_view(mirrored), atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(m=st.integers(2, 30), patients=st.integers(1, 12), top_k=st.integers(2, 6), seed=st.integers(0, 999))
+def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
+    groups = _groups(seed, m, patients)
+    training, samples = _images(m, seed), _images(4, seed + 1)
+    expected = set()
+    for axes in ((), (2,), (3,)):
+        mirrored = samples.flip(axes)
+        for view in (lambda images: feature_view(nn.Flatten(), images), coarse_view):
+            similarity = (view(mirrored).double() @ view(training).double().T).numpy()
+            for sample, row in enumerate(similarity):
+                seen = []
+                for rank, position in enumerate((-row).argsort()):
+                    is_new = groups[position] not in seen
+                    seen += [groups[position]] * is_new
+                    if rank < top_k or (is_new and len(seen) <= top_k):
+                        expected.add((sample, int(position)))
+
+    hits = retrieve(_queries(samples), _reference(training, groups), top_k=top_k)
+
+    assert list(zip(hits.sample.tolist(), hits.training.tolist(), strict=True)) == sorted(expected)
+
+
+def test_a_patient_with_many_images_does_not_hide_the_others():
+    one = _images(1, 0)
+    training = torch.cat([one + 0.01 * _images(20, 1), _images(6, 2)])
+    groups = ["anna"] * 20 + [f"patient {position}" for position in range(6)]
+
+    hits = retrieve(_queries(one, ((),)), _reference(training, groups), top_k=3)
+
+    assert len({groups[position] for position in hits.training}) >= 3
+
+
+@pytest.mark.parametrize(("mirroring", "axes"), [(0, ()), (1, (2,)), (2, (3,))])
+def test_a_hit_tells_under_which_mirroring_it_is_alike(mirroring, axes):
+    training = _images(8, 0)
+
+    hits = retrieve(_queries(training[:3].flip(axes)), _reference(training, range(8)), top_k=2)
+
+    copies = hits.sample == hits.training
+    assert copies.sum() == 3
+    assert hits.mirroring[copies].tolist() == [mirroring] * 3
+    np.testing.assert_allclose(hits.feature_similarity[copies], 1, atol=1e-5)
+    assert hits.feature_similarity.max() <= 1
+
+
+def test_samples_do_not_influence_each_others_hits():
+    training, samples = _reference(_images(12, 0), range(12)), _images(5, 1)
+    together = retrieve(_queries(samples), training, top_k=3)
+
+    alone = retrieve(_queries(samples[3:4]), training, top_k=3)
+
+    assert alone.training.tolist() == together.training[together.sample == 3].tolist()
+
+
+def _brute_force(samples, images, groups):
+    """Name of the nearest group and the weight of each sample, over all images and mirrorings."""
+    unit = feature_view(nn.Flatten(), images).double()
+    nearest, weights = [], []
+    for sample in samples:
+        entries = []
+        for axes in ((), (1,), (2,)):
+            vector = feature_view(nn.Flatten(), sample.flip(axes)[None]).double()[0]
+            entries += [(float((vector - other).norm()), group) for other, group in zip(unit, groups, strict=True)]
+        entries.sort()
+        others = [distance for distance, group in entries if group != entries[0][1]][:5]
+        nearest.append(entries[0][1])
+        weights.append(max(0.0, 1 - entries[0][0] / np.mean(others)) ** 2)
+    return nearest, weights
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    m=st.integers(1, 25),
+    h=st.integers(1, 25),
+    training_patients=st.integers(1, 9),
+    heldout_patients=st.integers(1, 9),
+    seed=st.integers(0, 999),
+)
+def test_the_nearest_of_the_union_is_that_of_all_pairs(m, h, training_patients, heldout_patients, seed):
+    training, heldout, samples = _images(m, seed), _images(h, seed + 1), _images(4, seed + 2)
+    samples[0] = training[-1] + 0.1 * samples[0]
+    groups = _groups(seed, m, training_patients)
+    heldout_groups = [f"held-out {group}" for group in _groups(seed + 1, h, heldout_patients)]
+    nearest, weights = _brute_force(samples, torch.cat([training, heldout]), groups + heldout_groups)
+    references = _reference(training, groups), _reference(heldout, heldout_groups, "held-out")
+    names = list(dict.fromkeys(groups)) + list(dict.fromkeys(heldout_groups))
+
+    union = nearest_of_union(_queries(samples), *references)
+
+    assert [names[code] for code in union.group] == nearest
+    assert union.is_training.tolist() == [name in groups for name in nearest]
+    np.testing.assert_allclose(union.weight, weights, atol=1e-4)
+
+
+def test_weights_and_neighbours_are_blind_to_which_set_is_the_training_set():
+    first, second = _images(20, 0), _images(9, 1)
+    first_groups, second_groups = _groups(0, 20, 6), [f"other {group}" for group in _groups(1, 9, 6)]
+    samples = torch.cat([first[:3] + 0.2 * _images(3, 2), second[:3] + 0.2 * _images(3, 3), _images(6, 4)])
+    a, b = _reference(first, first_groups), _reference(second, second_groups, "held-out")
+    names, swapped_names = (
+        list(dict.fromkeys(first_groups)) + list(dict.fromkeys(second_groups)),
+        list(dict.fromkeys(second_groups)) + list(dict.fromkeys(first_groups)),
+    )
+
+    union, swapped = nearest_of_union(_queries(samples), a, b), nearest_of_union(_queries(samples), b, a)
+
+    assert [names[code] for code in union.group] == [swapped_names[code] for code in swapped.group]
+    np.testing.assert_array_equal(union.weight, swapped.weight)
+    np.testing.assert_array_equal(union.is_training, ~swapped.is_training)
+    np.testing.assert_array_equal(union.to_training, swapped.to_heldout)
+    np.testing.assert_array_equal(union.to_heldout, swapped.to_training)
+
+
+def test_a_sample_that_is_near_to_everyone_or_to_no_one_has_no_weight():
+    training, heldout = _images(10, 0), _images(10, 1)
+    references = _reference(training, range(10)), _reference(heldout, range(10, 20), "held-out")
+
+    union = nearest_of_union(_queries(torch.zeros(2, 1, 6, 5)), *references)
+
+    assert union.weight.tolist() == [0, 0]
