@@ -125,7 +125,8 @@ def _read_archive(folder: Path) -> dict[str, np.ndarray]:
             f"{folder} holds no audit: {PAIRS} is missing. Pass the folder that `relict-lightning audit` wrote."
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because NumPy leaves the file open where it is no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in ("sample", "match", "generated", "training")}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UnreadableDataError(f"{path} is damaged ({error}). Run the audit again.") from error

@@ -143,8 +143,9 @@ def calibrate_on_ratings(scores: Array, is_replica: Array) -> LabelledCalibratio
             f"Calibration needs at least 2 samples rated as replicas and 2 rated as not; "
             f"got {replicas} and {len(is_replica) - replicas}. Rate more pairs."
         )
-    values = torch.as_tensor(np.asarray(scores, dtype=np.float64))
-    labels = torch.as_tensor(np.asarray(is_replica, dtype=bool))
+    # Copies, because torch cannot hold read-only memory.
+    values = torch.from_numpy(np.array(scores, dtype=np.float64))
+    labels = torch.from_numpy(np.array(is_replica, dtype=bool))
     accuracy, threshold = balanced_accuracy_at_optimal_threshold(values, labels)
     return LabelledCalibration(
         balanced_accuracy=accuracy,

@@ -149,6 +149,11 @@ class ReplicaDetector:
         """
         given = training_segmentations is not None
         needs_label_maps = given and not self._segmenter_is_given
+        if not self._segmenter_is_given and not given and heldout_segmentations is not None:
+            raise ConfigurationError(
+                "heldout_segmentations are given, and training_segmentations are not. Pass them too, or a segmenter "
+                "that makes the same labels: the control must be compared with the training images like for like."
+            )
         if needs_label_maps and heldout is not None and heldout_segmentations is None:
             raise ConfigurationError(
                 "training_segmentations are given, and heldout_segmentations are not. Pass them too, or a segmenter "
@@ -200,6 +205,11 @@ class ReplicaDetector:
             raise ConfigurationError(
                 "The detector was fitted with training_segmentations and has no segmenter, so samples need label maps "
                 "too. Pass generated_segmentations, or construct the detector with a segmenter of the same labels."
+            )
+        if not (fitted.needs_label_maps or self._segmenter_is_given) and generated_segmentations is not None:
+            raise ConfigurationError(
+                "generated_segmentations are given, but the training images were segmented by intensity. Pass "
+                "training_segmentations to fit, or construct the detector with a segmenter of the same labels."
             )
         images, given_maps = self._read_samples(generated, generated_segmentations)
         maps = label_maps(self._segmenter, images, device=self.device) if given_maps is None else given_maps

@@ -260,7 +260,7 @@ def test_calibration_agrees_with_every_threshold_tried_by_scikit_learn(audit, pl
 def test_ratings_of_other_pairs_are_refused(audit, tmp_path):
     (tmp_path / "ratings.csv").write_text("pair,rating\n0,replica\n999,not a replica\n")
 
-    with pytest.raises(ConfigurationError, match="rates pair 999, but the audit in .* has pairs 0 to 19"):
+    with pytest.raises(ConfigurationError, match=r"rates pair 999, but the audit in .* has pairs 0 to 19"):
         calibrate_audit(audit.folder, ratings=tmp_path / "ratings.csv")
 
 

@@ -83,10 +83,13 @@ def test_flags_random_state_and_grad_mode_come_back_when_the_block_fails(partly_
     expected = _draw_everywhere()
     seed_everywhere(3)
 
-    with pytest.raises(ZeroDivisionError), untouched(partly_frozen):
+    def diverge() -> None:
         _draw_everywhere()
         partly_frozen.train()
         raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), untouched(partly_frozen):
+        diverge()
 
     assert _flags(partly_frozen) == before
     assert torch.is_grad_enabled()

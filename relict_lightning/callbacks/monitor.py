@@ -111,6 +111,7 @@ class ReplicaMonitor(Callback):
         self.last_pairs: list[MatchedPair] = []
         self._onset_detector = OnsetDetector(alpha=alpha, tolerance=tolerance)
         self.evaluated_now = False
+        self._shown_in_epoch: int | None = None
 
     @property
     def state_key(self) -> str:
@@ -168,6 +169,9 @@ class ReplicaMonitor(Callback):
         """Evaluate where an epoch is due and the trainer does not validate."""
         if not _validates(trainer):
             self._end_of_epoch(trainer, pl_module, completed=trainer.current_epoch + 1)
+        elif self._shown_in_epoch != trainer.current_epoch and self.history:
+            # An epoch without validation, or one that a resumed run finds finished.
+            self._show(trainer, pl_module, dict(self.history[-1].measures), evaluated=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say how it ended, and write the report."""
@@ -207,14 +211,21 @@ class ReplicaMonitor(Callback):
             values = dict(self.history[-1].measures)
         else:
             return
-        # Early stopping and checkpoints expect a value at every epoch; loggers get each evaluation once, and are written
-        # to here, because Lightning refuses a name whose `logger` differs from one call to the next.
-        pl_module.log_dict(
-            with_prefix({**values, "evaluated": float(due)}),
-            on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True,
-        )  # fmt: skip
+        self._show(trainer, pl_module, values, evaluated=due)
         if due:
             write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
+
+    def _show(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float], *, evaluated: bool) -> None:
+        """Show values to other callbacks: early stopping and checkpoints expect some at every epoch.
+
+        The loggers are written to elsewhere, once for each evaluation, because Lightning refuses a name whose `logger`
+        differs from one call to the next.
+        """
+        self._shown_in_epoch = trainer.current_epoch
+        pl_module.log_dict(
+            with_prefix({**values, "evaluated": float(evaluated)}),
+            on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True,
+        )  # fmt: skip
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Draw samples, check them, take the result into the history, and return the values to log."""
@@ -272,13 +283,17 @@ class ReplicaMonitor(Callback):
         return trainer.progress_bar_callback is not None if self.progress is None else self.progress
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit the detector; with several processes the first one builds and the others read."""
+        """Make the detector and fit it, unless it is fitted, and say what it can decide."""
         if self.detector is None:
             cache_dir = self.cache_dir or Path(trainer.default_root_dir) / "relict_cache"
             self.detector = ReplicaDetector(cache_dir=cache_dir, progress=self._shows_progress(trainer))
         detector = self.detector.to(pl_module.device)
-        if detector.is_fitted:
-            return
+        if not detector.is_fitted:
+            self._fit(detector, trainer)
+        self._describe_power(detector)
+
+    def _fit(self, detector: ReplicaDetector, trainer: Trainer) -> None:
+        """Fit the detector to the run's images; with several processes the first one builds and the others read."""
         training = training_source(self.training, trainer)
         heldout = heldout_source(self.heldout, trainer)
         started = time.perf_counter()
@@ -290,10 +305,7 @@ class ReplicaMonitor(Callback):
                 detector.fit(training, heldout)
         else:
             detector.fit(training, heldout)
-        self._describe(detector, seconds=time.perf_counter() - started)
-
-    def _describe(self, detector: ReplicaDetector, *, seconds: float) -> None:
-        """Say what the reference is, whether it was reused, and what it can and cannot decide."""
+        seconds = time.perf_counter() - started
         where = "in memory" if detector.cache_dir is None else f"in {detector.cache_dir}, which holds patient data"
         origin = (
             f"reused from the cache in {seconds:.2f} s, {detector.build_seconds:.2f} s saved"
@@ -304,6 +316,9 @@ class ReplicaMonitor(Callback):
             f"Replica reference of {detector.training_groups} training and {detector.heldout_groups} held-out patients "
             f"{origin} ({where})."
         )
+
+    def _describe_power(self, detector: ReplicaDetector) -> None:
+        """Say what the reference can and cannot decide."""
         if not detector.has_control:
             warnings.warn(
                 "ReplicaMonitor has no held-out images. What still works: each sample's most similar training images "

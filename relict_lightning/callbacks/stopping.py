@@ -70,7 +70,8 @@ class MemorizationStopping(EarlyStopping):
 
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
         # Several hooks look, and an epoch may go on for a while: say it once in each run, also in one that is resumed.
-        if not self._has_stopped:
+        # Before the monitor's first evaluation there is nothing to look at, and nothing to warn of.
+        if not self._has_stopped and self.monitor in trainer.callback_metrics:
             super()._run_early_stopping_check(trainer)
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:

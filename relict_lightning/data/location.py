@@ -53,9 +53,9 @@ def images_at(
                 f"{name}={str(value)!r} needs file names, but {path} is one array. Pass a folder of files instead."
             )
     try:
-        # Mapped, because a training set may be larger than memory.
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        array: NDArray[Any] = loaded if isinstance(loaded, np.ndarray) else _only_array(loaded, path)
+        # Mapped, because a training set may be larger than memory; archives cannot be.
+        is_archive = path.suffix.lower() == ".npz"
+        array: NDArray[Any] = _only_array(path) if is_archive else np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, UnreadableDataError):
             raise
@@ -70,8 +70,9 @@ def images_at(
     return array
 
 
-def _only_array(archive: Any, path: Path) -> NDArray[Any]:
-    with archive:
+def _only_array(path: Path) -> NDArray[Any]:
+    # Opened here, because NumPy leaves the file open where it is no archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         names = archive.files
         if len(names) != 1 and "images" not in names:
             raise UnreadableDataError(

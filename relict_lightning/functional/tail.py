@@ -69,8 +69,8 @@ def tail_p_value(scores: Float[Tensor, " n"], control_scores: Float[Tensor, " m"
         return p_values
     beyond = (scores.double() - threshold).clamp_min(0)
     lightest = 1 / excess_count
-    # A generalised Pareto variable of shape xi has mean^2 / variance = 1 - 2 xi.
-    shape = min((1 - mean**2 / variance) / 2, _HEAVIEST_SHAPE)
+    # A generalised Pareto variable of shape xi has mean^2 / variance = 1 - 2 xi. Equal excesses have the lightest tail.
+    shape = min((1 - mean**2 / variance) / 2, _HEAVIEST_SHAPE) if variance > 0 else lightest
     if shape > lightest:
         tail = (1 + shape / (mean * (1 - shape)) * beyond) ** (-1 / shape)
     else:

@@ -58,7 +58,6 @@ def test_a_fitted_detector_without_held_out_patients_is_pointed_out_as_well(trai
         (lambda n: torch.rand(n, 16, 16, 1), r"got \(8, 16, 16, 1\)\..* put channels first"),
         (lambda n: torch.rand(n - 1, 1, 16, 16), r"asked for 8 images and returned 7\. Return exactly n"),
         (lambda n: torch.zeros(n, 1, 16, 16, dtype=torch.uint8), r"floating-point .* got torch\.uint8"),
-        (lambda n: [torch.rand(1, 16, 16)] * n, r"must return a tensor of shape .* got list"),
     ],
 )
 def test_a_sampler_that_returns_something_else_is_refused_with_the_remedy(
@@ -82,7 +81,9 @@ def test_a_model_without_a_sample_method_is_told_what_to_add(trainer, heads, mon
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    with pytest.raises(SamplerError, match=r"Mute has no method `sample\(n, \*, generator\)`.*ReplicaMonitor\(sampler="):
+    with pytest.raises(
+        SamplerError, match=r"Mute has no method `sample\(n, \*, generator\)`.*ReplicaMonitor\(sampler="
+    ):
         trainer(monitor(num_samples=8)).fit(Mute(), heads.training_loader())
 
 
@@ -97,7 +98,7 @@ def test_a_training_set_with_random_augmentation_is_refused_with_the_remedy(trai
     watching = ReplicaMonitor(num_samples=8, heldout=heads.heldout, cache_dir=tmp_path / "cache")
 
     with pytest.raises(
-        NondeterministicDataError, match="differs between two reads, as with random augmentation.*Pass `training=`"
+        NondeterministicDataError, match=r"differs between two reads, as with random augmentation.*Pass `training=`"
     ):
         trainer(watching).fit(copying(), DataLoader(Augmented(), batch_size=10))
 
@@ -187,7 +188,6 @@ def test_a_name_without_a_datamodule_is_refused(trainer, heads, copying, tmp_pat
         ({"every_n_steps": 0}, "every_n_steps must be at least 1, got 0"),
         ({"alpha": 1.0}, r"alpha must lie in \(0, 1\), got 1.0"),
         ({"tolerance": 1.0}, r"tolerance must lie in \[0, 1\), got 1.0"),
-        ({"sampler": 3}, "sampler must be a Sampler, a function of"),
     ],
 )
 def test_arguments_outside_their_range_are_refused(arguments, message):

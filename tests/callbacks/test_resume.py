@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping
 from relict_lightning.errors import RelictWarning
@@ -158,3 +159,19 @@ def test_two_monitors_keep_two_histories(trainer, heads, monitor, copying, tmp_p
     trainer(*resumed, max_epochs=2).fit(copying(), *loaders, ckpt_path=tmp_path / "two.ckpt")
 
     assert [len(monitor.history) for monitor in resumed] == [3, 2]
+
+
+def test_strict_early_stopping_survives_a_checkpoint_that_was_saved_during_validation(
+    trainer, heads, monitor, copying, tmp_path
+):
+    # Such a run is resumed at the end of the epoch, where no validation comes first.
+    loaders = heads.training_loader(), heads.heldout_loader()
+    keeper = MemorizationCheckpoint(tmp_path / "kept")
+    trainer(monitor(), keeper, max_epochs=2).fit(copying(), *loaders)
+    early_stopping = EarlyStopping("relict/replica_rate", mode="min", patience=99, strict=True)
+
+    again = trainer(monitor(), early_stopping, MemorizationCheckpoint(tmp_path / "kept"), max_epochs=4)
+    again.fit(copying(), *loaders, ckpt_path=keeper.kept[-1].path)
+
+    assert again.current_epoch == 4
+    assert early_stopping.best_score == 0.0

@@ -29,7 +29,7 @@ def _steps(monitor: Any) -> list[int]:
         pytest.param({"evaluate_at_start": False}, {"max_epochs": 2}, True, [4, 8], id="not at the start"),
         pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, True, [0, 8, 16], id="every second epoch, validated"),
         pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, False, [0, 8, 16], id="every second epoch"),
-        pytest.param({}, {"max_epochs": 5, "check_val_every_n_epoch": 2}, True, [0, 8, 16], id="validated every second"),
+        pytest.param({}, {"max_epochs": 5, "check_val_every_n_epoch": 2}, True, [0, 8, 16], id="validated alternately"),
         pytest.param(
             {}, {"max_epochs": 4, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}, True, [0, 8, 16],
             id="validated every second, no sanity check",
@@ -158,6 +158,19 @@ def test_evaluated_tells_new_values_from_values_that_are_shown_again(trainer, he
 
     assert flags.values == [0.0, 1.0, 0.0, 1.0]
     assert rates.values == [0.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("monitored", [{}, {"every_n_steps": 8}])
+def test_epochs_without_validation_show_the_last_value_again_and_say_so(trainer, heads, monitor, copying, monitored):
+    flags, rates = ValuesAtEpochEnds("relict/evaluated"), ValuesAtEpochEnds(RATE)
+
+    trainer(monitor(**monitored), flags, rates, max_epochs=5, check_val_every_n_epoch=2).fit(
+        copying((8, 1.0)), heads.training_loader(), heads.heldout_loader()
+    )
+
+    assert rates.values == [0.0, 1.0, 1.0, 1.0, 1.0]
+    # At a step, the step's own value is what stands there; its epoch ends without a new one.
+    assert flags.values == ([0.0] * 5 if monitored else [0.0, 1.0, 0.0, 1.0, 0.0])
 
 
 # The model copies from step 8 on, which is the end of the second epoch.

@@ -44,11 +44,11 @@ def test_training_stops_at_the_first_evaluation_after_copying_began(
 @pytest.mark.parametrize("monitored", [{}, {"every_n_steps": 3}])
 def test_a_model_that_copies_nothing_is_never_stopped(trainer, heads, monitor, copying, monitored):
     watching = monitor(**monitored)
-    run = trainer(watching, MemorizationStopping(), max_epochs=12)
+    run = trainer(watching, MemorizationStopping(), max_epochs=6)
 
     run.fit(copying(), heads.training_loader(), heads.heldout_loader())
 
-    assert run.current_epoch == 12
+    assert run.current_epoch == 6
     assert watching.onset is None
 
 

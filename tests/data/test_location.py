@@ -61,5 +61,5 @@ def test_what_is_no_set_of_images_is_refused_by_name(tmp_path):
 def test_an_array_has_no_file_names_to_choose_or_group_by(tmp_path, option):
     np.save(tmp_path / "images.npy", np.zeros((3, 1, 8, 8)))
 
-    with pytest.raises(ConfigurationError, match="needs file names, but .* is one array"):
+    with pytest.raises(ConfigurationError, match=r"needs file names, but .* is one array"):
         images_at(tmp_path / "images.npy", **option)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.report.headline import headline, percent, rounded_p
+from relict_lightning.report.headline import audit_headline, headline, percent, rounded_p
 
 
 def test_an_onset_is_stated_with_its_step_rate_and_interval(evaluations, onset):
@@ -82,3 +82,25 @@ def test_numbers_that_were_not_measured_are_dashes():
 def test_an_onset_that_cannot_be_is_refused_with_its_value(onset, change, message):
     with pytest.raises(ConfigurationError, match=message):
         dataclasses.replace(onset, **change)
+
+
+def test_an_audit_without_replicas_states_the_upper_bound_and_claims_no_safety(evaluations):
+    result = audit_headline(evaluations(0)[0])
+
+    assert result.status == "clear"
+    assert result.sentence == (
+        "None of 64 samples was declared a replica: at most 5.6 % of samples are (95 % interval)."
+    )
+    assert "p = 0.50" in result.details[0]
+    assert "absence of evidence" in result.details[1]
+
+
+def test_an_audit_with_replicas_states_the_rate_with_its_interval(evaluations):
+    result = audit_headline(evaluations(12)[0])
+
+    assert result.status == "replicas"
+    assert result.sentence == ("12 of 64 samples (18.8 %, 95 % interval 10.1 % to 30.5 %) were declared replicas.")
+
+
+def test_an_audit_without_a_control_gives_no_rate(evaluations):
+    assert audit_headline(evaluations(0, control=False)[0]).status == "unknown"

@@ -231,3 +231,11 @@ def test_a_report_on_nothing_is_refused(report):
 def test_a_report_that_cannot_be_written_is_an_error_with_its_path(tmp_path, evaluations):
     with pytest.raises(UnreadableDataError, match=str(tmp_path)):
         write_report(tmp_path, title="t", evaluations=evaluations(0), onset=None, pairs=[], settings={})
+
+
+def test_an_audit_is_one_evaluation_without_an_onset(tmp_path, evaluations, onset):
+    for looks, found in ((evaluations(0, 0), None), (evaluations(0), onset)):
+        with pytest.raises(ConfigurationError, match="An audit is one evaluation without an onset"):
+            write_report(
+                tmp_path / "a.html", title="A", evaluations=looks, onset=found, pairs=[], settings={}, is_audit=True
+            )

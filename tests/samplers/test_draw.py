@@ -2,7 +2,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from relict_lightning.errors import ConfigurationError, SamplerError
+from relict_lightning.errors import SamplerError
 from relict_lightning.interfaces import Sampler
 from relict_lightning.samplers import FunctionSampler, MethodSampler, check_samples, chunk_seeds, draw, resolve_sampler
 
@@ -56,11 +56,6 @@ def test_nothing_means_the_method_sample_and_a_name_another_method():
 
 def test_a_function_becomes_a_sampler():
     assert isinstance(resolve_sampler(lambda module, n: torch.zeros(n, 1, 4, 4)), FunctionSampler)
-
-
-def test_anything_else_is_no_sampler():
-    with pytest.raises(ConfigurationError, match=r"a function of \(module, n\), or the name of a method; got int"):
-        resolve_sampler(3)
 
 
 @pytest.mark.parametrize(("num_samples", "chunk_size", "chunks"), [(1, 8, 1), (8, 8, 1), (9, 8, 2), (64, 8, 8)])

@@ -1,0 +1,194 @@
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
+from omegaconf import OmegaConf
+
+import relict_lightning.callbacks.monitor
+from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
+from relict_lightning.demo import run_demo
+from relict_lightning.samplers import MethodSampler, resolve_sampler
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "--trainer.max_steps=2",
+    "--data.init_args.num_training=6",
+    "--data.init_args.num_heldout=20",
+    "--data.init_args.steps_per_epoch=1",
+    "--data.init_args.shape=[32,32]",
+    "--model.init_args.shape=[32,32]",
+    "--model.init_args.channels=[16]",
+    "--model.init_args.sampling_steps=2",
+]
+
+
+def draw_zeros(module: torch.nn.Module, n: int) -> torch.Tensor:
+    """A sampling function, to be named in a configuration."""
+    return torch.zeros(n, 1, 32, 32)
+
+
+def _configured_monitor(tmp_path: Path, **init_args: object) -> ReplicaMonitor:
+    """Return the monitor that LightningCLI makes of a file, without running anything."""
+    config = {
+        "model": {"class_path": "relict_lightning.testing.NoisyModule"},
+        "trainer": {
+            "logger": False,
+            "callbacks": [{"class_path": "relict_lightning.ReplicaMonitor", "init_args": init_args}],
+        },
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py"])
+        # LightningCLI itself calls what jsonargparse has deprecated.
+        patch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+        cli = LightningCLI(
+            run=False, args=["--config", str(path)], save_config_callback=None, seed_everything_default=False
+        )
+    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, ReplicaMonitor))
+
+
+@pytest.mark.parametrize("name", ["demo", "fresh"])
+def test_a_configuration_runs_as_it_stands_but_for_its_size(name, tmp_path):
+    command = [sys.executable, ROOT / "examples" / "train.py", "fit", "--config", ROOT / "configs" / f"{name}.yaml"]
+
+    finished = subprocess.run([*command, *TINY], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+
+    assert finished.returncode == 0, finished.stderr
+    assert "No memorization onset in 3 evaluations; last replica rate 0/128" in finished.stdout + finished.stderr
+    assert (tmp_path / f"relict_{name}" / "report.html").exists()
+    assert list((tmp_path / f"relict_{name}" / "checkpoints").glob("step=*.ckpt"))
+
+
+def test_the_configurations_differ_in_where_they_write_and_in_fresh_subjects_only():
+    demo, fresh = ((ROOT / "configs" / f"{name}.yaml").read_text() for name in ("demo", "fresh"))
+
+    changed = yaml.safe_load(demo.replace("relict_demo", "relict_fresh"))
+    changed["data"]["init_args"]["fresh"] = True
+    assert yaml.safe_load(fresh) == changed
+
+
+def test_the_configuration_has_the_settings_of_the_demo():
+    defaults = {name: parameter.default for name, parameter in inspect.signature(run_demo).parameters.items()}
+    config = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
+
+    data, monitor = config["data"]["init_args"], config["trainer"]["callbacks"][0]["init_args"]
+    assert {name: data[name] for name in ("num_training", "num_heldout", "steps_per_epoch", "seed")} == {
+        name: defaults[name] for name in ("num_training", "num_heldout", "steps_per_epoch", "seed")
+    }
+    assert (monitor["num_samples"], config["trainer"]["max_steps"]) == (defaults["num_samples"], defaults["max_steps"])
+
+
+def test_detector_encoder_segmenter_and_paths_can_be_set_in_a_file(tmp_path):
+    detector = {
+        "class_path": "relict_lightning.ReplicaDetector",
+        "init_args": {
+            "encoder": {"class_path": "relict_lightning.encoders.GradientEncoder", "init_args": {"cells": 4}},
+            "segmenter": {
+                "class_path": "relict_lightning.segmenters.IntensitySegmenter",
+                "init_args": {"num_labels": 3},
+            },
+            "top_k": 3,
+            "fdr": 0.1,
+            "transforms": "none",
+            "cache_dir": str(tmp_path / "cache"),
+        },
+    }
+
+    monitor = _configured_monitor(tmp_path, detector=detector, report_path=str(tmp_path / "r.html"), every_n_steps=7)
+
+    assert isinstance(monitor.detector, ReplicaDetector)
+    assert (monitor.detector.top_k, monitor.detector.fdr, monitor.detector.transforms) == (3, 0.1, "none")
+    assert monitor.detector.cache_dir == tmp_path / "cache"
+    assert monitor.report_path == tmp_path / "r.html"
+    assert str(monitor.schedule) == "every 7 steps"
+
+
+def test_none_is_a_value_in_a_file(tmp_path):
+    monitor = _configured_monitor(tmp_path, detector=None, sampler=None, training=None, heldout=None, cache_dir=None)
+
+    assert (monitor.detector, monitor.training, monitor.heldout, monitor.cache_dir) == (None, None, None, None)
+
+
+@pytest.fixture
+def given_samplers(monkeypatch) -> list[object]:
+    """Record what monitors are given as their sampler."""
+    given: list[object] = []
+
+    def resolve(sampler: object) -> object:
+        given.append(sampler)
+        return resolve_sampler(sampler)
+
+    monkeypatch.setattr(relict_lightning.callbacks.monitor, "resolve_sampler", resolve)
+    return given
+
+
+def test_a_sampler_in_a_file_is_a_class_a_function_or_the_name_of_a_method(tmp_path, given_samplers, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    by_class = {
+        "class_path": "relict_lightning.samplers.MethodSampler",
+        "init_args": {"method": "generate", "arguments": {"steps": 3}},
+    }
+
+    for sampler in (by_class, "test_configs.draw_zeros", "generate"):
+        _configured_monitor(tmp_path, sampler=sampler)
+
+    by_class_given, function, name = given_samplers
+    assert isinstance(by_class_given, MethodSampler)
+    assert (by_class_given.method, by_class_given.arguments) == ("generate", {"steps": 3})
+    assert callable(function)
+    assert function.__name__ == "draw_zeros"
+    assert name == "generate"
+
+
+def _instantiate(config: object) -> object:
+    """Make objects of `_target_` dictionaries as Hydra does: nested ones first, other containers as they are."""
+    if not OmegaConf.is_dict(config) or "_target_" not in config:
+        return config
+    module, _, name = config["_target_"].rpartition(".")
+    arguments = {key: _instantiate(config[key]) for key in config if key != "_target_"}
+    return getattr(__import__(module, fromlist=[name]), name)(**arguments)
+
+
+def test_callbacks_can_be_made_of_omegaconf_containers():
+    config = OmegaConf.create(
+        {
+            "monitor": {
+                "_target_": "relict_lightning.ReplicaMonitor",
+                "detector": {
+                    "_target_": "relict_lightning.ReplicaDetector",
+                    "encoder": {"_target_": "relict_lightning.encoders.GradientEncoder", "cells": 4},
+                    "top_k": 3,
+                },
+                "num_samples": 8,
+                "training": "training",
+            },
+            "stopping": {"_target_": "relict_lightning.MemorizationStopping"},
+            "keeper": {"_target_": "relict_lightning.MemorizationCheckpoint", "dirpath": "kept", "keep": 2},
+        }
+    )
+
+    monitor, stopping, keeper = (_instantiate(config[name]) for name in ("monitor", "stopping", "keeper"))
+
+    assert isinstance(monitor, ReplicaMonitor)
+    assert monitor.detector.top_k == 3
+    assert isinstance(stopping, MemorizationStopping)
+    assert isinstance(keeper, MemorizationCheckpoint)
+    assert keeper.keep == 2
+
+
+def test_a_list_of_files_from_omegaconf_is_a_training_set(tmp_path):
+    images = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)).numpy()
+    for position, image in enumerate(images):
+        np.save(tmp_path / f"{position}.npy", image)
+    files = OmegaConf.create([str(tmp_path / f"{position}.npy") for position in range(8)])
+
+    result = ReplicaDetector().fit(files).detect(images[:3])
+
+    assert [verdict.match for verdict in result.verdicts] == [0, 1, 2]

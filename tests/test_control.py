@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+
+from relict_lightning.control import Control, new_patients_only, one_image_per_group, read_control, write_control
+from relict_lightning.data import open_images
+from relict_lightning.encoders import GradientEncoder
+from relict_lightning.errors import EmptyDataError, RelictWarning
+from relict_lightning.index import Entry, IntensityScale, build_reference, scan, writing
+
+
+def _images(count, seed=0):
+    return torch.rand((count, 1, 8, 8), generator=torch.Generator().manual_seed(seed))
+
+
+def _open(images, role, groups):
+    source = open_images(images, role=role, groups=groups)
+    contents = scan(source)
+    reference = build_reference(
+        source,
+        contents,
+        scale=IntensityScale(low=0.0, high=1.0),
+        encoder=GradientEncoder(),
+        segment=lambda batch: (batch.images[:, 0] > 0.5).long(),
+        segmenter_digest="halves",
+        cache_dir=None,
+        device=torch.device("cpu"),
+        progress=False,
+    )
+    return reference, contents
+
+
+def _new_patients(training, training_groups, heldout, heldout_groups):
+    reference, contents = _open(training, "training", training_groups)
+    others, others_contents = _open(heldout, "held-out", heldout_groups)
+    return new_patients_only(others, others_contents, training=reference, training_contents=contents), others
+
+
+def test_new_patients_stay_as_they_are():
+    kept, everyone = _new_patients(_images(4), range(4), _images(3, 1), range(10, 13))
+
+    assert kept is everyone
+
+
+def test_bitwise_copies_of_training_images_are_left_out_with_a_warning():
+    training, heldout = _images(4), _images(5, 1)
+    heldout[1], heldout[3] = training[2], training[0]
+
+    with pytest.warns(RelictWarning, match=r"2 of 5 held-out images are training images too.*how the sets were split"):
+        kept, _ = _new_patients(training, range(4), heldout, range(10, 15))
+
+    assert kept.groups == ("10", "12", "14")
+    np.testing.assert_allclose(kept.volumes.astype(np.float32), heldout[[0, 2, 4]], atol=2**-12)
+
+
+def test_other_images_of_training_patients_are_left_out_with_a_warning():
+    with pytest.warns(RelictWarning, match=r"3 of 6 held-out images .* belong to training patients"):
+        kept, _ = _new_patients(
+            _images(3), ["anna", "ben", "cleo"], _images(6, 1), ["dora", "ben", "ben", "eve", "anna", "eve"]
+        )
+
+    assert kept.groups == ("dora", "eve", "eve")
+
+
+@pytest.mark.parametrize("groups", [["anna", "ben", "dora"], ["dora", "dora", "dora"]], ids=["leaks", "one patient"])
+def test_fewer_than_two_new_patients_are_too_few(groups):
+    with pytest.raises(EmptyDataError, match=r"usable image\(s\) among 3; at least 2 patients .* about 100 or more"):
+        _new_patients(_images(2), ["anna", "ben"], _images(3, 1), groups)
+
+
+def test_the_control_has_the_first_image_of_each_patient():
+    reference, _ = _open(_images(6), "held-out", ["ben", "anna", "ben", "cleo", "anna", "dora"])
+
+    assert one_image_per_group(reference).tolist() == [0, 1, 3, 5]
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    control = Control(
+        likeness=np.random.default_rng(0).random((5, 3)), distance_to_training=np.arange(5.0), seconds=1.5
+    )
+    with writing(tmp_path / "control") as writer:
+        write_control(control, writer, prefix="a_")
+        writer.commit({})
+
+    again = read_control(Entry(tmp_path / "control"), prefix="a_")
+
+    np.testing.assert_array_equal(again.likeness, control.likeness)
+    np.testing.assert_array_equal(again.distance_to_training, control.distance_to_training)
+    assert again.seconds == 1.5
+
+
+def test_the_self_test_calls_no_more_than_its_rate_of_unseen_patients():
+    rng = np.random.default_rng(0)
+
+    rates = [
+        Control(
+            likeness=rng.standard_normal((120, 3)), distance_to_training=np.zeros(120), seconds=0.0
+        ).false_positive_rate(0.2)
+        for _ in range(200)
+    ]
+
+    # With nothing to discover, Benjamini-Hochberg discovers anything in at most a share 0.2 of the halves.
+    assert 0 < np.mean(rates) <= 0.2
+    assert np.mean(np.array(rates) > 0) <= 2 * 0.2
+
+
+def test_the_self_test_worked_by_hand():
+    likeness = np.zeros((4, 1))
+    likeness[:, 0] = [0.9, 0.0, 0.8, 0.1]
+    control = Control(likeness=likeness, distance_to_training=np.zeros(4), seconds=0.0)
+
+    # The first half, 0.9 and 0.8, lies above the other: both p-values are 1/3. The other half has p-values of 1.
+    assert control.false_positive_rate(0.34) == 0.5
+    assert control.false_positive_rate(0.3) == 0.0

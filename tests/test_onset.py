@@ -1,0 +1,282 @@
+import io
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import hypergeom
+
+from relict_lightning.errors import ConfigurationError
+from relict_lightning.functional import estimate_rate
+from relict_lightning.onset import EvidenceKind, OnsetDetector, copies_to_decide, rate_to_primitives, spending_level
+from relict_lightning.results import DetectionResult, RateEstimate, Transform, Verdict
+
+EVEN = {"training_groups": 100, "heldout_groups": 100}
+UNEVEN = {"training_groups": 1000, "heldout_groups": 50}
+VERDICT = Verdict(
+    score=0.0,
+    p_value=1.0,
+    is_replica=False,
+    match=0,
+    match_id="training-0",
+    match_group="training-0",
+    transform=Transform(),
+    evidence={},
+)
+
+
+def _result(*, permutation=1.0, discovery=1.0, replicas=16, samples=64):
+    return DetectionResult(
+        verdicts=(VERDICT,) * samples,
+        replica_rate=estimate_rate(replicas, samples),
+        level_rates={},
+        fdr=0.05,
+        control_scores=(),
+        p_value_model="conformal",
+        memorization_p_value=permutation,
+        attainable_p_value=0.0,
+        discovery_p_value=discovery,
+        measures={},
+    )
+
+
+def _without_control():
+    return replace(
+        _result(), replica_rate=None, memorization_p_value=None, attainable_p_value=None, discovery_p_value=None
+    )
+
+
+def test_levels_sum_to_alpha():
+    total = sum(spending_level(evaluation, alpha=0.05) for evaluation in range(1, 20_000))
+
+    # The rest beyond t is below 6 alpha / (pi^2 t).
+    assert 0.05 - 6 * 0.05 / (math.pi**2 * 19_999) <= total < 0.05
+
+
+def test_the_first_level_is_six_over_pi_squared():
+    assert spending_level(1, alpha=1.0) == pytest.approx(0.6079271, abs=1e-7)
+
+
+@given(m=st.integers(1, 60), h=st.integers(1, 60), level=st.floats(1e-6, 0.5))
+def test_copies_to_decide_is_the_first_number_whose_chance_is_small_enough(m, h, level):
+    # j patients drawn without replacement from m + h are all training patients with this probability.
+    chances = [hypergeom(m + h, m, copied).pmf(copied) for copied in range(1, m + 1)]
+    enough = [copied for copied, chance in enumerate(chances, 1) if chance <= level * (1 - 1e-9)]
+
+    decided = copies_to_decide(level, training_groups=m, heldout_groups=h)
+
+    if decided is None:
+        assert not enough
+    else:
+        assert chances[decided - 1] <= level * (1 + 1e-9)
+        assert not enough or decided <= enough[0]
+
+
+def test_a_split_without_power_is_said_to_decide_nothing():
+    assert copies_to_decide(1e-9, training_groups=3, heldout_groups=2) is None
+
+
+def test_an_even_split_is_tested_by_permutation_and_an_uneven_one_by_the_control():
+    detector = OnsetDetector()
+
+    assert detector.evidence_kind(num_samples=64, **EVEN) is EvidenceKind.PERMUTATION
+    assert detector.evidence_kind(num_samples=64, **UNEVEN) is EvidenceKind.CONFORMAL
+    assert detector.evidence_kind(num_samples=8, **EVEN) is EvidenceKind.CONFORMAL
+
+
+def test_the_kind_changes_where_a_quarter_of_the_samples_no_longer_suffices():
+    needed = copies_to_decide(spending_level(1, alpha=0.05), **EVEN)
+    detector = OnsetDetector()
+
+    assert detector.evidence_kind(num_samples=4 * needed, **EVEN) is EvidenceKind.PERMUTATION
+    assert detector.evidence_kind(num_samples=4 * needed - 1, **EVEN) is EvidenceKind.CONFORMAL
+
+
+@pytest.mark.parametrize(
+    ("groups", "p_values", "kind"),
+    [
+        (EVEN, {"permutation": 0.001}, EvidenceKind.PERMUTATION),
+        (UNEVEN, {"discovery": 0.001}, EvidenceKind.CONFORMAL),
+    ],
+)
+def test_onset_is_declared_on_the_evidence_chosen_for_the_split(groups, p_values, kind):
+    onset = OnsetDetector().update(_result(**p_values), step=700, epoch=3, **groups)
+
+    assert (onset.step, onset.epoch, onset.evaluation) == (700, 3, 1)
+    assert (onset.evidence, onset.p_value) == (kind, 0.001)
+    assert onset.level == spending_level(1, alpha=0.05)
+    assert onset.replica_rate.successes == 16
+
+
+@pytest.mark.parametrize(("groups", "p_values"), [(EVEN, {"discovery": 1e-9}), (UNEVEN, {"permutation": 1e-9})])
+def test_the_other_evidence_declares_nothing(groups, p_values):
+    assert OnsetDetector().update(_result(**p_values), step=1, epoch=0, **groups) is None
+
+
+@pytest.mark.parametrize(("factor", "declared"), [(1.0, True), (1.0001, False)])
+def test_a_p_value_at_its_level_suffices_and_one_above_does_not(factor, declared):
+    p_value = factor * spending_level(1, alpha=0.05)
+
+    onset = OnsetDetector().update(_result(permutation=p_value), step=1, epoch=0, **EVEN)
+
+    assert (onset is not None) == declared
+
+
+@pytest.mark.parametrize(("evaluation", "declared"), [(1, True), (4, False)])
+def test_later_evaluations_need_stronger_evidence(evaluation, declared):
+    detector = OnsetDetector()
+    for step in range(evaluation - 1):
+        detector.update(_result(), step=step, epoch=0, **EVEN)
+
+    onset = detector.update(_result(permutation=0.01), step=9, epoch=0, **EVEN)
+
+    assert (onset is not None) == declared
+
+
+@pytest.mark.parametrize(("tolerance", "declared"), [(0.0, True), (0.15, True), (0.16, False), (0.25, False)])
+def test_the_lower_bound_of_the_rate_must_exceed_the_tolerance(tolerance, declared):
+    # 16 of 64 has the exact lower bound 0.1502.
+    onset = OnsetDetector(tolerance=tolerance).update(_result(permutation=1e-9), step=1, epoch=0, **EVEN)
+
+    assert (onset is not None) == declared
+
+
+def test_no_replica_means_no_onset_whatever_the_p_value():
+    assert OnsetDetector(tolerance=0.0).update(_result(permutation=1e-9, replicas=0), step=1, epoch=0, **EVEN) is None
+
+
+def test_onset_is_declared_once_and_kept():
+    detector = OnsetDetector()
+    first = detector.update(_result(permutation=1e-9), step=1, epoch=0, **EVEN)
+
+    second = detector.update(_result(permutation=1e-12), step=2, epoch=1, **EVEN)
+
+    assert second is None
+    assert detector.onset is first
+    assert detector.evaluations == 2
+
+
+def test_a_result_without_a_control_spends_nothing():
+    detector = OnsetDetector()
+
+    assert detector.update(_without_control(), step=1, epoch=0, **EVEN) is None
+    assert detector.evaluations == 0
+    assert detector.next_level == spending_level(1, alpha=0.05)
+
+
+def test_the_reason_says_step_rate_interval_evidence_and_what_it_assumes():
+    onset = OnsetDetector().update(_result(permutation=0.001), step=700, epoch=3, **EVEN)
+
+    assert onset.reason == (
+        "Memorization onset at step 700 (epoch 3): replica rate 16/64 = 25.0 % [15.0 %, 37.4 %]; permutation p-value "
+        "0.001 at evaluation 1, where 0.03 was allowed, assuming only that training and held-out patients were split "
+        "at random."
+    )
+
+
+def test_the_reason_of_conformal_evidence_says_what_more_it_assumes():
+    onset = OnsetDetector().update(_result(discovery=0.001), step=700, epoch=3, **UNEVEN)
+
+    assert "conformal p-value 0.001" in onset.reason
+    assert "assuming that samples of a model that does not memorize are no more alike" in onset.reason
+
+
+@pytest.mark.parametrize("spent", [0, 1, 5])
+def test_a_restored_detector_makes_the_same_next_decision(spent):
+    detector = OnsetDetector()
+    for step in range(spent):
+        detector.update(_result(), step=step, epoch=0, **EVEN)
+    buffer = io.BytesIO()
+    torch.save(detector.state_dict(), buffer)
+    buffer.seek(0)
+
+    restored = OnsetDetector()
+    restored.load_state_dict(torch.load(buffer, weights_only=True))
+
+    for p_value in (0.03, 0.002, 0.0003):
+        result = _result(permutation=p_value)
+        decisions = [which.update(result, step=9, epoch=1, **EVEN) for which in (detector, restored)]
+        assert decisions[0] == decisions[1]
+    assert restored.onset is not None
+
+
+def test_a_declared_onset_survives_saving():
+    detector = OnsetDetector()
+    detector.update(_result(permutation=0.001), step=700, epoch=3, **EVEN)
+    state = json.loads(json.dumps(detector.state_dict()))
+
+    restored = OnsetDetector()
+    restored.load_state_dict(state)
+
+    assert restored.onset == detector.onset
+    assert restored.onset.reason == detector.onset.reason
+    assert restored.update(_result(permutation=1e-9), step=701, epoch=3, **EVEN) is None
+
+
+def test_a_resumed_run_keeps_its_own_alpha_and_what_was_spent():
+    detector = OnsetDetector(alpha=0.2)
+    detector.update(_result(), step=1, epoch=0, **EVEN)
+
+    resumed = OnsetDetector(alpha=0.01)
+    resumed.load_state_dict(detector.state_dict())
+
+    assert resumed.next_level == spending_level(2, alpha=0.01)
+
+
+def test_a_rate_comes_back_from_its_primitives():
+    rate = estimate_rate(3, 50)
+
+    assert RateEstimate(**rate_to_primitives(rate)) == rate
+
+
+@pytest.mark.parametrize("groups", [EVEN, UNEVEN], ids=["permutation", "conformal"])
+def test_clean_runs_raise_an_alarm_with_at_most_the_probability_alpha(groups):
+    rng = np.random.default_rng(0)
+    runs, alarms = 600, 0
+    result = _result()
+
+    for _ in range(runs):
+        detector = OnsetDetector(alpha=0.2, tolerance=0.0)
+        for step, p_value in enumerate(rng.uniform(size=30)):
+            detector.update(
+                replace(result, memorization_p_value=p_value, discovery_p_value=p_value), step=step, epoch=0, **groups
+            )
+        alarms += detector.onset is not None
+
+    # 30 levels sum to 0.196, so the rate is near alpha: the bound holds and little of it is wasted.
+    assert 0.1 < alarms / runs <= 0.2 + 3 * math.sqrt(0.2 * 0.8 / runs)
+
+
+def test_a_run_that_starts_to_memorize_late_is_caught_soon_after():
+    rng = np.random.default_rng(1)
+    delays = []
+
+    for _ in range(100):
+        detector = OnsetDetector()
+        for step in range(60):
+            clean = step < 40
+            result = _result(
+                permutation=rng.uniform() if clean else 10 ** -rng.uniform(2, 8), replicas=0 if clean else 16
+            )
+            if detector.update(result, step=step, epoch=0, **EVEN) is not None:
+                break
+        delays.append(step - 40)
+
+    assert min(delays) >= 0
+    assert np.mean(delays) < 2
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, math.nan])
+def test_an_alpha_out_of_range_is_refused(alpha):
+    with pytest.raises(ConfigurationError, match=rf"alpha must lie in \(0, 1\), got {alpha}"):
+        OnsetDetector(alpha=alpha)
+
+
+@pytest.mark.parametrize("tolerance", [1.0, -0.1, math.nan])
+def test_a_tolerance_out_of_range_is_refused(tolerance):
+    with pytest.raises(ConfigurationError, match=rf"tolerance must lie in \[0, 1\), got {tolerance}"):
+        OnsetDetector(tolerance=tolerance)

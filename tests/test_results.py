@@ -1,0 +1,117 @@
+import dataclasses
+import math
+
+import pandas as pd
+import pytest
+
+from relict_lightning.functional import estimate_rate
+from relict_lightning.results import LEVELS, DetectionResult, RateEstimate, Transform, Verdict
+
+
+def _verdict(**changes):
+    fields = {
+        "score": 3.5,
+        "p_value": 0.01,
+        "is_replica": True,
+        "match": 4,
+        "match_id": "scan 4",
+        "match_group": "anna",
+        "transform": Transform(mirrored_axes=(1,), shift_voxels=(2, 0)),
+        "evidence": {
+            "voxel": {"normalized_cross_correlation": 0.99},
+            "feature": {"cosine_similarity": 0.98},
+            "segmentation": {"mean_dice": 0.97},
+        },
+        "level_p_values": {"voxel": 0.01, "feature": 0.02, "segmentation": 0.03},
+    }
+    return Verdict(**{**fields, **changes})
+
+
+def _result(*verdicts):
+    return DetectionResult(
+        verdicts=verdicts,
+        replica_rate=None,
+        level_rates={},
+        fdr=0.05,
+        control_scores=(),
+        p_value_model=None,
+        memorization_p_value=None,
+        attainable_p_value=None,
+        discovery_p_value=None,
+        measures={},
+    )
+
+
+def test_a_rate_reads_as_count_percentage_and_interval():
+    assert str(estimate_rate(12, 64)) == "12/64 = 18.8 % [10.1 %, 30.5 %]"
+
+
+def test_a_rate_of_zero_has_an_interval():
+    assert str(estimate_rate(0, 50)) == "0/50 = 0.0 % [0.0 %, 7.1 %]"
+
+
+@pytest.mark.parametrize(
+    ("transform", "text", "is_identity"),
+    [
+        (Transform(), "as it is", True),
+        (Transform(shift_voxels=(0, 0)), "as it is", True),
+        (Transform(mirrored_axes=(1,)), "mirrored along axis 1", False),
+        (Transform(shift_voxels=(2, 0)), "shifted by (2, 0) voxels", False),
+        (Transform(mirrored_axes=(0, 2), shift_voxels=(0, -1, 0)), None, False),
+    ],
+)
+def test_a_transform_reads_as_what_was_done(transform, text, is_identity):
+    assert str(transform) == (text or "mirrored along axis 0, 2, shifted by (0, -1, 0) voxels")
+    assert transform.is_identity == is_identity
+
+
+def test_a_table_has_one_row_per_sample_in_order():
+    other = _verdict(is_replica=False, match=2, match_id="scan 2", match_group="ben", transform=Transform())
+
+    frame = _result(_verdict(), other).to_frame()
+
+    assert isinstance(frame, pd.DataFrame)
+    assert list(frame.columns) == [
+        "sample",
+        "is_replica",
+        "score",
+        "p_value",
+        "match",
+        "match_id",
+        "match_group",
+        "transform",
+        "p_value_voxel",
+        "p_value_feature",
+        "p_value_segmentation",
+        "voxel_normalized_cross_correlation",
+        "feature_cosine_similarity",
+        "segmentation_mean_dice",
+    ]
+    assert frame["sample"].tolist() == [0, 1]
+    assert frame["match_group"].tolist() == ["anna", "ben"]
+    assert frame["transform"].tolist() == ["mirrored along axis 1, shifted by (2, 0) voxels", "as it is"]
+    assert frame["p_value_feature"].tolist() == [0.02, 0.02]
+
+
+def test_a_table_without_a_control_has_no_p_values_by_level():
+    frame = _result(_verdict(p_value=math.nan, score=math.nan, level_p_values={})).to_frame()
+
+    assert frame["p_value"].isna().all()
+    assert not [column for column in frame if column.startswith("p_value_")]
+
+
+@pytest.mark.parametrize("record", [estimate_rate(1, 2), Transform(), _verdict(), _result()])
+def test_results_cannot_be_changed(record):
+    name = dataclasses.fields(record)[0].name
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(record, name, None)
+
+
+def test_results_take_keywords_only():
+    with pytest.raises(TypeError, match="positional"):
+        RateEstimate(0.5, 0.1, 0.9, 1, 2)
+
+
+def test_the_levels_are_voxel_feature_and_segmentation():
+    assert LEVELS == ("voxel", "feature", "segmentation")

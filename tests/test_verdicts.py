@@ -1,0 +1,143 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from relict_lightning.control import Control
+from relict_lightning.data import open_images
+from relict_lightning.encoders import GradientEncoder
+from relict_lightning.evidence import Look, compare, judge
+from relict_lightning.functional import benjamini_hochberg, simes_p_value, tail_p_value
+from relict_lightning.index import IntensityScale, build_reference, scan
+from relict_lightning.results import LEVELS
+from relict_lightning.retrieval import make_queries, nearest_of_union, retrieve
+from relict_lightning.segmenters import IntensitySegmenter, label_maps
+from relict_lightning.testing import simulate_heads
+from relict_lightning.verdicts import conclude, conclude_without_control
+
+CPU = torch.device("cpu")
+FDR = 0.1
+
+
+def _reference(images, role, groups):
+    source = open_images(images, role=role, groups=groups)
+    return build_reference(
+        source,
+        scan(source),
+        scale=IntensityScale(low=0.0, high=1.0),
+        encoder=GradientEncoder(),
+        segment=lambda batch: label_maps(IntensitySegmenter(), batch.images, device=CPU),
+        segmenter_digest="intensity",
+        cache_dir=None,
+        device=CPU,
+        progress=False,
+    )
+
+
+def _look(images, training):
+    queries = make_queries(images, encoder=GradientEncoder(), mirrors=((),), device=CPU)
+    hits = retrieve(queries, training, top_k=5)
+    maps = label_maps(IntensitySegmenter(), images, device=CPU)
+    evidence = compare(images, maps, hits, mirrors=((),), max_shift=0, reference=training, device=CPU)
+    return Look(queries=queries, evidence=evidence, likeness=judge(evidence, training, count=len(images)))
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """12 training patients with one image each, 40 held-out ones, and samples of which the first three are copies."""
+    images = simulate_heads(12 + 40 + 5, shape=(24, 24)).images
+    training = _reference(images[:12], "training", [f"patient {position}" for position in range(12)])
+    heldout = _reference(images[12:52], "held-out", [f"other {position}" for position in range(40)])
+    of_heldout = _look(images[12:52], training)
+    control = Control(
+        likeness=of_heldout.likeness.by_level, distance_to_training=of_heldout.distance_to_training, seconds=0.0
+    )
+    look = _look(torch.cat([images[[4, 4, 7]], images[52:]]), training)
+    return look, training, heldout, control
+
+
+@pytest.fixture(scope="module")
+def result(scene):
+    look, training, heldout, control = scene
+    union = nearest_of_union(look.queries, training, heldout)
+    return conclude(look, training, control=control, union=union, heldout_groups=40, fdr=FDR)
+
+
+def test_copies_are_replicas_of_their_originals(result):
+    assert [verdict.is_replica for verdict in result.verdicts] == [True] * 3 + [False] * 5
+    assert [verdict.match for verdict in result.verdicts[:3]] == [4, 4, 7]
+    assert [verdict.match_group for verdict in result.verdicts[:3]] == ["patient 4", "patient 4", "patient 7"]
+    assert [verdict.match_id for verdict in result.verdicts[:3]] == ["training-4", "training-4", "training-7"]
+
+
+def test_the_rate_counts_the_replicas(result):
+    assert (result.replica_rate.successes, result.replica_rate.trials) == (3, 8)
+    assert result.replica_rate.low < 3 / 8 < result.replica_rate.high
+    assert result.measures["unique_training_images_replicated"] == 2
+
+
+def test_verdicts_are_the_discoveries_among_their_p_values(result):
+    p_values = torch.tensor([verdict.p_value for verdict in result.verdicts], dtype=torch.float64)
+
+    assert [verdict.is_replica for verdict in result.verdicts] == benjamini_hochberg(p_values, fdr=FDR).tolist()
+    assert result.discovery_p_value == simes_p_value(p_values)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_rate_of_a_level_counts_the_discoveries_of_that_level(scene, result, level):
+    look, _, _, control = scene
+    column = LEVELS.index(level)
+    p_values = tail_p_value(
+        torch.from_numpy(look.likeness.by_level[:, column].copy()), torch.from_numpy(control.likeness[:, column].copy())
+    )
+
+    assert [verdict.level_p_values[level] for verdict in result.verdicts] == p_values.tolist()
+    assert result.level_rates[level].successes == int(benjamini_hochberg(p_values, fdr=FDR).sum())
+
+
+def test_control_scores_are_on_the_scale_of_the_scores(result):
+    assert len(result.control_scores) == 40
+    assert min(verdict.score for verdict in result.verdicts[:3]) > max(result.control_scores)
+
+
+def test_p_values_of_the_set_lie_between_what_is_attainable_and_one(result):
+    assert 0 < result.attainable_p_value <= result.memorization_p_value <= 1
+    assert result.memorization_p_value < 0.5
+
+
+def test_set_level_measures_are_those_of_the_verdicts(scene, result):
+    look = scene[0]
+    upright = torch.from_numpy(look.queries.feature[0])
+    cosine = (upright @ upright.T).fill_diagonal_(-1)
+
+    assert result.measures["max_similarity"] == max(
+        verdict.evidence["voxel"]["normalized_cross_correlation"] for verdict in result.verdicts
+    )
+    # The first two samples are the same image.
+    assert cosine[0, 1] == pytest.approx(1, abs=1e-5)
+    assert result.measures["self_similarity"] == pytest.approx(
+        float(cosine.max(1).values.clamp(-1, 1).mean()), abs=1e-5
+    )
+    assert result.measures["neighbor_ratio_fraction"] == np.mean(look.likeness.neighbor_ratio < 1 / 3)
+
+
+def test_without_a_control_there_are_matches_and_no_verdicts(scene):
+    look, training, _, _ = scene
+
+    result = conclude_without_control(look, training, fdr=FDR)
+
+    assert [verdict.match for verdict in result.verdicts[:3]] == [4, 4, 7]
+    assert all(math.isnan(verdict.p_value) and math.isnan(verdict.score) for verdict in result.verdicts)
+    assert not any(verdict.is_replica for verdict in result.verdicts)
+    assert (result.replica_rate, result.memorization_p_value, result.discovery_p_value) == (None, None, None)
+    assert (result.level_rates, result.control_scores) == ({}, ())
+    assert set(result.measures) == {"neighbor_ratio_fraction", "max_similarity", "self_similarity"}
+
+
+def test_one_sample_is_like_no_other_sample(scene):
+    _, training, _, _ = scene
+
+    result = conclude_without_control(_look(simulate_heads(1, shape=(24, 24)).images, training), training, fdr=FDR)
+
+    assert result.measures["self_similarity"] == 0.0
