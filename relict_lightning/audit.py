@@ -189,7 +189,7 @@ def pairs_to_rate(order: Sequence[int], *, count: int) -> list[int]:
 
     Example:
         >>> pairs_to_rate([9, 8, 7, 6, 5, 4, 3, 2, 1, 0], count=4)
-        [0, 5, 8, 9]
+        [0, 3, 8, 9]
     """
     if count >= len(order):
         return sorted(order)

@@ -196,7 +196,8 @@ class ReplicaDetector:
         Raises:
             NotFittedError: If `fit` was not called.
             InvalidImageError: If samples are not finite, not floating point, or not of the training images' shape.
-            ConfigurationError: If the training images brought label maps, and the samples have none.
+            ConfigurationError: If the training images brought label maps and the samples have none, or the reverse,
+                and no segmenter was given.
         """
         fdr = self.fdr if fdr is None else fdr
         _check_fdr(fdr)

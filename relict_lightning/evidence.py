@@ -60,7 +60,7 @@ class Evidence:
         """Return one similarity per pair, at most 1, larger for more alike.
 
         At voxel level it is the mean of correlation and structural similarity: the one ignores gain and offset, the
-        other weighs local structure. A constant image has no structure and correlates with nothing; its similarity is 0.
+        other weighs local structure. A constant image has no structure, so its similarity to anything is 0.
         """
         if level == "voxel":
             # The structural similarity of two blank images is 1, and no evidence of anything.

@@ -1,8 +1,10 @@
 """When memorization began: evaluations in, onset and its reason out. Pure: no trainer, no files, no clock.
 
-The promise: over a whole run, however long, a model that does not memorize is declared to do so with probability at
-most `alpha`. Evaluation number t is tested at level 6 alpha / (pi^2 t^2), and these levels sum to `alpha`
-(alpha spending; a union bound, so it holds whatever the dependence between evaluations).
+The promise: over a whole run, however long, a model whose samples do not depend on which patients it was trained on is
+declared to memorize with probability at most `alpha`. A model that overfits leans towards its training patients before
+it copies any, and the test sees that too; so onset needs replicas besides, in more than `tolerance` of the samples.
+Evaluation number t is tested at level 6 alpha / (pi^2 t^2), and these levels sum to `alpha` (alpha spending; a union
+bound, so it holds whatever the dependence between evaluations).
 
 Two kinds of evidence can be tested. The exact permutation test of `memorization_p_value` assumes nothing about the
 generator, and its power is bounded by the split: if M of N patients are training patients, j copied patients cannot

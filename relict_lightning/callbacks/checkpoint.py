@@ -1,7 +1,5 @@
 """Keeping the checkpoint to go back to."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +8,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from relict_lightning.callbacks.attached import attached_monitor
+from relict_lightning.callbacks.kept import KeptCheckpoint, choose, from_primitives, to_primitives
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.onset import rate_to_primitives
 from relict_lightning.results import Evaluation, RateEstimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeptCheckpoint:
-    """A checkpoint and the replica rate of the model in it.
-
-    Attributes:
-        path: Where it lies.
-        step: Its optimizer step.
-        replica_rate: The rate measured at that step.
-    """
-
-    path: str
-    step: int
-    replica_rate: RateEstimate
 
 
 class MemorizationCheckpoint(Checkpoint):
@@ -71,7 +54,9 @@ class MemorizationCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pass over evaluations that were made before; there is nothing to save before the first step."""
-        self._seen = len(attached_monitor(trainer, type(self).__name__).history)
+        monitor = attached_monitor(trainer, type(self).__name__)
+        self._seen = len(monitor.history)
+        monitor.rollback = self.best
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -101,6 +86,7 @@ class MemorizationCheckpoint(Checkpoint):
             self._save(trainer, newest, newest.replica_rate)
         elif self.best is None:
             self.best = choose(self.kept, monitor.onset.replica_rate)
+            monitor.rollback = self.best
             rank_zero_info(_advice(self.best, monitor.onset.replica_rate))
 
     def _save(self, trainer: Trainer, evaluation: Evaluation, rate: RateEstimate) -> None:
@@ -118,28 +104,15 @@ class MemorizationCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return the kept checkpoints as primitives."""
         return {
-            "kept": [_to_primitives(checkpoint) for checkpoint in self.kept],
-            "best": None if self.best is None else _to_primitives(self.best),
+            "kept": [to_primitives(checkpoint) for checkpoint in self.kept],
+            "best": None if self.best is None else to_primitives(self.best),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the checkpoints of the run that is resumed, as far as they still exist."""
-        restored = [_from_primitives(checkpoint) for checkpoint in state_dict["kept"]]
+        restored = [from_primitives(checkpoint) for checkpoint in state_dict["kept"]]
         self.kept = [checkpoint for checkpoint in restored if Path(checkpoint.path).exists()]
-        self.best = state_dict["best"] and _from_primitives(state_dict["best"])
-
-
-def choose(kept: list[KeptCheckpoint], onset_rate: RateEstimate) -> KeptCheckpoint | None:
-    """Return the newest checkpoint whose interval lies below the rate at onset, else the newest best bounded one.
-
-    Args:
-        kept: Checkpoints from before onset, oldest first.
-        onset_rate: The replica rate at onset.
-    """
-    below = [checkpoint for checkpoint in kept if checkpoint.replica_rate.high < onset_rate.low]
-    if below:
-        return below[-1]
-    return min(reversed(kept), key=lambda checkpoint: checkpoint.replica_rate.high, default=None)
+        self.best = state_dict["best"] and from_primitives(state_dict["best"])
 
 
 def _advice(best: KeptCheckpoint | None, onset_rate: RateEstimate) -> str:
@@ -149,12 +122,3 @@ def _advice(best: KeptCheckpoint | None, onset_rate: RateEstimate) -> str:
     if best.replica_rate.high < onset_rate.low:
         return advice
     return f"{advice} This interval overlaps the one at onset: draw more samples per evaluation to tell them apart."
-
-
-def _to_primitives(checkpoint: KeptCheckpoint) -> dict[str, Any]:
-    rate = rate_to_primitives(checkpoint.replica_rate)
-    return {"path": checkpoint.path, "step": checkpoint.step, "replica_rate": rate}
-
-
-def _from_primitives(state: Mapping[str, Any]) -> KeptCheckpoint:
-    return KeptCheckpoint(**{**state, "replica_rate": RateEstimate(**state["replica_rate"])})

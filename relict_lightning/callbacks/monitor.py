@@ -13,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from relict_lightning.callbacks.drawing import SampleDrawer
+from relict_lightning.callbacks.kept import KeptCheckpoint
+from relict_lightning.callbacks.reporting import onset_summary
 from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.callbacks.sources import heldout_source, load_validation, training_source
 from relict_lightning.data import random_state_kept
@@ -20,6 +22,7 @@ from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.interfaces import Sampler
 from relict_lightning.onset import EvidenceKind, Onset, OnsetDetector, copies_to_decide, rate_to_primitives
+from relict_lightning.report import write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
 from relict_lightning.samplers import resolve_sampler
 from relict_lightning.tracking import logged_values, with_prefix, write_pairs, write_scalars
@@ -66,6 +69,7 @@ class ReplicaMonitor(Callback):
         onset: When memorization was established, None while it is not.
         last_result: What the detector found at the last evaluation.
         last_pairs: The samples most like a copy at the last evaluation, with their matches.
+        rollback: The checkpoint to go back to, once `MemorizationCheckpoint` has named one.
         evaluated_now: Whether the newest training step was evaluated.
     """
 
@@ -109,6 +113,7 @@ class ReplicaMonitor(Callback):
         self.history: list[Evaluation] = []
         self.last_result: DetectionResult | None = None
         self.last_pairs: list[MatchedPair] = []
+        self.rollback: KeptCheckpoint | None = None
         self._onset_detector = OnsetDetector(alpha=alpha, tolerance=tolerance)
         self.evaluated_now = False
         self._shown_in_epoch: int | None = None
@@ -179,9 +184,14 @@ class ReplicaMonitor(Callback):
             rate_zero = self.history[-1].replica_rate
             rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {rate_zero}.")
         if self.report_path is not None and self.history and trainer.is_global_zero and not _is_dry_run(trainer):
-            from relict_lightning.callbacks.reporting import write_run_report
-
-            path = write_run_report(self.report_path, monitor=self, trainer=trainer)
+            path = write_report(
+                self.report_path,
+                title=f"Replicas of training patients in {type(pl_module).__name__}",
+                evaluations=self.history,
+                onset=onset_summary(self.onset, self.rollback),
+                pairs=self.last_pairs,
+                settings=self.settings(),
+            )
             rank_zero_info(f"Report, a local file that shows patients: {path}.")
 
     def settings(self) -> dict[str, str]:

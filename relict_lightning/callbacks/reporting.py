@@ -1,33 +1,8 @@
-"""The report of a run, from what its callbacks know."""
+"""From what the callbacks know of an onset to what a report says about it."""
 
-from pathlib import Path
-
-from lightning.pytorch import Trainer
-
-from relict_lightning.callbacks.checkpoint import KeptCheckpoint, MemorizationCheckpoint
-from relict_lightning.callbacks.monitor import ReplicaMonitor
+from relict_lightning.callbacks.kept import KeptCheckpoint
 from relict_lightning.onset import Onset
-from relict_lightning.report import OnsetSummary, write_report
-
-
-def write_run_report(path: str | Path, *, monitor: ReplicaMonitor, trainer: Trainer) -> Path:
-    """Write the HTML report of the run so far and return its path. The file shows patients.
-
-    Args:
-        path: Where to write it.
-        monitor: The run's monitor, after at least one evaluation.
-        trainer: The run's trainer, whose `MemorizationCheckpoint`, if any, names the checkpoint to go back to.
-    """
-    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
-    best = next((callback.best for callback in callbacks if isinstance(callback, MemorizationCheckpoint)), None)
-    return write_report(
-        path,
-        title=f"Replicas of training patients in {type(trainer.lightning_module).__name__}",
-        evaluations=monitor.history,
-        onset=onset_summary(monitor.onset, best),
-        pairs=monitor.last_pairs,
-        settings=monitor.settings(),
-    )
+from relict_lightning.report import OnsetSummary
 
 
 def onset_summary(onset: Onset | None, best: KeptCheckpoint | None) -> OnsetSummary | None:

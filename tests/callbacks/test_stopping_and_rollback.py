@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
-from relict_lightning.callbacks.checkpoint import KeptCheckpoint, choose
+from relict_lightning.callbacks.kept import KeptCheckpoint, choose
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.functional import estimate_rate
 
