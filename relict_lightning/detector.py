@@ -52,6 +52,9 @@ Images: TypeAlias = Any
 # alike.
 _SHIFT_SHARE = 0.1
 
+# Samples of noise span a few times the range of images; a factor beyond this is a matter of units.
+_ODD_SPAN = 20.0
+
 
 @final
 class ReplicaDetector:
@@ -213,6 +216,7 @@ class ReplicaDetector:
                 "training_segmentations to fit, or construct the detector with a segmenter of the same labels."
             )
         images, given_maps = self._read_samples(generated, generated_segmentations)
+        _warn_of_another_scale(images)
         maps = label_maps(self._segmenter, images, device=self.device) if given_maps is None else given_maps
         look = self._look(images, maps)
         if fitted.control is None or fitted.heldout is None:
@@ -435,6 +439,19 @@ class ReplicaDetector:
                 RelictWarning,
                 stacklevel=3,
             )
+
+
+def _warn_of_another_scale(images: Tensor) -> None:
+    """Warn where samples, on the training set's unit scale, span something that is no unit at all."""
+    low, high = (float(bound) for bound in images.aminmax())
+    span = high - low
+    if span > _ODD_SPAN or 0 < span < 1 / _ODD_SPAN:
+        warnings.warn(
+            f"The samples span {span:.3g} times the training images' intensity range. Structural similarity needs one "
+            f"scale, so copies may be missed at voxel level. Return samples on the scale of the training images.",
+            RelictWarning,
+            stacklevel=3,
+        )
 
 
 def _given_label_maps(batch: ImageBatch) -> Tensor:

@@ -16,10 +16,10 @@ from relict_lightning.results import Evaluation, RateEstimate
 class MemorizationCheckpoint(Checkpoint):
     """Keeps the checkpoint to go back to when memorization is found.
 
-    After each evaluation of `ReplicaMonitor` before onset it saves a checkpoint, and drops those that a newer one
-    makes pointless: an older checkpoint is kept only where its replica rate is better bounded than that of every newer
-    one. At onset it names the newest checkpoint whose whole interval lies below the rate at onset, and the newest
-    of the best bounded ones where there is none.
+    After each evaluation of `ReplicaMonitor` before onset it saves a checkpoint, and drops those that a newer one makes
+    pointless: an older checkpoint is kept only where its replica rate is better bounded than that of every newer one,
+    or where the permutation test did not yet find that samples lean towards training patients. At onset it names the
+    newest checkpoint whose whole interval lies below the rate at onset, one without leaning before one with it.
 
     Args:
         dirpath: Folder of the checkpoints; None takes `relict_checkpoints` in the trainer's `default_root_dir`.
@@ -44,8 +44,8 @@ class MemorizationCheckpoint(Checkpoint):
 
     @property
     def state_key(self) -> str:
-        """A key of its own for each folder."""
-        return self._generate_state_key(dirpath=str(self.dirpath))
+        """A key that does not change where the folder moves, so that a run can be resumed elsewhere."""
+        return self._generate_state_key(keep=self.keep)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fix the folder, the same on every rank."""
@@ -93,8 +93,9 @@ class MemorizationCheckpoint(Checkpoint):
         assert self.dirpath is not None  # noqa: S101 - fixed in setup
         # No slash in the name: it would make a folder.
         path = self.dirpath / f"step={evaluation.step}-replicas={rate.successes}-of-{rate.trials}.ckpt"
-        kept = KeptCheckpoint(path=str(path), step=evaluation.step, replica_rate=rate)
-        remaining = [*(older for older in self.kept if older.replica_rate.high < rate.high), kept][-self.keep :]
+        p_value, level = (evaluation.value_of(name) for name in ("memorization_p_value", "alpha_threshold"))
+        kept = KeptCheckpoint(path=str(path), step=evaluation.step, replica_rate=rate, leans=p_value <= level)
+        remaining = [*(older for older in self.kept if not older.is_outdone_by(kept)), kept][-self.keep :]
         dropped = [older for older in self.kept if older not in remaining and older.path != kept.path]
         self.kept = remaining
         trainer.save_checkpoint(path, weights_only=False)
@@ -119,6 +120,8 @@ def _advice(best: KeptCheckpoint | None, onset_rate: RateEstimate) -> str:
     if best is None:
         return "No checkpoint was saved before memorization onset. Evaluate more often, or train on more patients."
     advice = f"Go back to {best.path}: step {best.step}, before memorization onset, replica rate {best.replica_rate}."
-    if best.replica_rate.high < onset_rate.low:
-        return advice
-    return f"{advice} This interval overlaps the one at onset: draw more samples per evaluation to tell them apart."
+    if best.leans:
+        advice += " The permutation test found its samples leaning towards training patients already."
+    if best.replica_rate.high >= onset_rate.low:
+        advice += " This interval overlaps the one at onset: draw more samples per evaluation to tell them apart."
+    return advice

@@ -16,30 +16,41 @@ class KeptCheckpoint:
         path: Where it lies.
         step: Its optimizer step.
         replica_rate: The rate measured at that step.
+        leans: Whether the permutation test found, at its level then, that samples lean towards training patients.
     """
 
     path: str
     step: int
     replica_rate: RateEstimate
+    leans: bool = False
+
+    def is_outdone_by(self, newer: "KeptCheckpoint") -> bool:
+        """Whether a newer checkpoint makes this one pointless: as well bounded a rate, and no new leaning."""
+        return newer.replica_rate.high <= self.replica_rate.high and (self.leans or not newer.leans)
 
 
 def choose(kept: Sequence[KeptCheckpoint], onset_rate: RateEstimate) -> KeptCheckpoint | None:
-    """Return the newest checkpoint whose interval lies below the rate at onset, else the newest best bounded one.
+    """Return the checkpoint to go back to.
+
+    It is the newest whose whole interval lies below the rate at onset, and where samples do not lean towards training
+    patients, if there is one. Where all lean, it is the newest with such an interval; where no interval lies below, the
+    newest of the best bounded ones.
 
     Args:
         kept: Checkpoints from before onset, oldest first.
         onset_rate: The replica rate at onset.
     """
     below = [checkpoint for checkpoint in kept if checkpoint.replica_rate.high < onset_rate.low]
+    upright = [checkpoint for checkpoint in below if not checkpoint.leans]
     if below:
-        return below[-1]
+        return (upright or below)[-1]
     return min(reversed(kept), key=lambda checkpoint: checkpoint.replica_rate.high, default=None)
 
 
 def to_primitives(checkpoint: KeptCheckpoint) -> dict[str, Any]:
     """Return a checkpoint as primitives, which checkpoints themselves can hold."""
     rate = rate_to_primitives(checkpoint.replica_rate)
-    return {"path": checkpoint.path, "step": checkpoint.step, "replica_rate": rate}
+    return {"path": checkpoint.path, "step": checkpoint.step, "replica_rate": rate, "leans": checkpoint.leans}
 
 
 def from_primitives(state: Mapping[str, Any]) -> KeptCheckpoint:

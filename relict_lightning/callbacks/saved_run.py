@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from relict_lightning.callbacks.checkpoint import MemorizationCheckpoint, choose
+from relict_lightning.callbacks.checkpoint import MemorizationCheckpoint
+from relict_lightning.callbacks.kept import choose
 from relict_lightning.callbacks.monitor import ReplicaMonitor
 from relict_lightning.callbacks.reporting import onset_summary
 from relict_lightning.errors import ConfigurationError, UnreadableDataError

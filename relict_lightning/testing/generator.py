@@ -65,14 +65,16 @@ class HeadGenerator(lightning.LightningModule):
         sampling_steps: int = 20,
     ) -> None:
         super().__init__()
-        _check_arguments(tuple(shape), tuple(channels), patch, learning_rate, sampling_steps)
+        # Configuration libraries pass containers of their own, which a checkpoint could not hold.
+        shape, channels = tuple(shape), tuple(channels)
+        _check_arguments(shape, channels, patch, learning_rate, sampling_steps)
         if importlib.util.find_spec("einops") is None:
             raise MissingDependencyError(
                 "MONAI's DiffusionModelUNet needs einops, which is not installed. "
                 'pip install "relict-lightning[examples]"'
             )
         self.save_hyperparameters()
-        self.shape = tuple(shape)
+        self.shape = shape
         self.patch = patch
         self.learning_rate = learning_rate
         self.sampling_steps = sampling_steps
@@ -81,7 +83,7 @@ class HeadGenerator(lightning.LightningModule):
             spatial_dims=len(self.shape),
             in_channels=folded,
             out_channels=folded,
-            channels=tuple(channels),
+            channels=channels,
             num_res_blocks=1,
             attention_levels=(False,) * len(channels),
             norm_num_groups=_GROUPS,

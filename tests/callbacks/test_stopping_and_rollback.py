@@ -1,5 +1,6 @@
 """Stopping at a known onset, and the checkpoint to go back to."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -238,3 +239,13 @@ def test_checkpoints_without_held_out_patients_save_nothing_because_there_is_no_
 def test_keeping_less_than_one_checkpoint_is_refused():
     with pytest.raises(ConfigurationError, match="keep must be at least 1, got 0"):
         MemorizationCheckpoint(keep=0)
+
+
+def test_a_checkpoint_whose_samples_do_not_lean_is_preferred_to_a_newer_one_whose_samples_do():
+    upright, leaning = _kept(0, step=1), replace(_kept(0, step=2), leans=True)
+
+    assert not upright.is_outdone_by(leaning)
+    assert leaning.is_outdone_by(replace(leaning, step=3))
+    assert leaning.is_outdone_by(upright)
+    assert choose([upright, leaning], estimate_rate(30, 48)) == upright
+    assert choose([leaning], estimate_rate(30, 48)) == leaning
