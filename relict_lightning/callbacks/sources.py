@@ -32,8 +32,8 @@ def training_source(given: Any | None, trainer: Trainer) -> Any:
 def load_validation(trainer: Trainer) -> None:
     """Have the trainer load its validation dataloaders now, where it would do so only at a later epoch.
 
-    It loads them before training for the sanity check, which a resumed run leaves out, and where the first epoch is
-    validated, which `check_val_every_n_epoch` may prevent.
+    It loads them before training for the sanity check, which `num_sanity_val_steps=0` leaves out, and where the first
+    epoch is validated, which `check_val_every_n_epoch` may prevent.
     """
     if trainer.enable_validation and trainer.val_dataloaders is None:
         trainer.validating = True

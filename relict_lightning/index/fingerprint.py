@@ -21,19 +21,33 @@ def digest_array(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> 
 
 
 def digest_module(module: nn.Module) -> str:
-    """Return the hash of a module: its class, its configuration (`repr`), and every parameter and buffer."""
+    """Return the hash of a module: its class, its configuration, and every parameter and buffer.
+
+    Configuration is what `repr` shows, and each submodule's attributes that are plain values. The code of `forward` is
+    not hashed: after changing it, give the class another name or the cache another folder.
+    """
     state = hashlib.blake2b(digest_size=16)
     state.update(f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}".encode())
+    for name, submodule in module.named_modules():
+        plain = sorted((key, value) for key, value in vars(submodule).items() if key != "training" and _is_plain(value))
+        state.update(f"{name}: {plain}".encode())
     for name, tensor in sorted(module.state_dict().items()):
         state.update(name.encode())
         if isinstance(tensor, torch.Tensor):
             # Reinterpreted as bytes, because NumPy has no bfloat16.
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             state.update(str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
-            pass
+            state.update(flat.view(torch.uint8).numpy().data)
         else:
             state.update(repr(tensor).encode())
     return state.hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a value's `repr` is the same in every process."""
+    if isinstance(value, tuple):
+        return all(_is_plain(part) for part in value)
+    return isinstance(value, (bool, int, float, str))
 
 
 def combine(parts: Mapping[str, object]) -> str:

@@ -236,6 +236,7 @@ class _Pipeline:
             for batch in source.batches(_BATCH):
                 here = slice(len(ids), len(ids) + len(batch.ids))
                 images = self.scale.apply(batch.images.to(self.device))
+                _refuse_other_units(images, source.role)
                 scaled = replace(batch, images=images)
                 views = {"feature": feature_view(self.encoder, images), "coarse": coarse_view(images)}
                 for name, view in views.items():
@@ -310,6 +311,16 @@ def _write_lists(reference: Reference, writer: EntryWriter, *, prefix: str) -> N
     writer.index(f"{prefix}coarse", reference.coarse.index)
     items = {"ids": reference.ids, "groups": reference.groups}
     writer.table(f"{prefix}items", {**items, "fingerprint": reference.fingerprint, "seconds": reference.seconds})
+
+
+def _refuse_other_units(images: Tensor, role: str) -> None:
+    """Refuse images that float16 cannot hold on the training set's unit scale."""
+    largest = float(images.abs().max())
+    if largest > torch.finfo(torch.float16).max:
+        raise InvalidImageError(
+            f"The {role} images reach {largest:.3g} times the training images' intensity range. "
+            f"Pass both through the same preprocessing."
+        )
 
 
 def _encode_groups(groups: Sequence[str]) -> Array:

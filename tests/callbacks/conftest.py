@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from relict_lightning import ReplicaDetector, ReplicaMonitor
 from relict_lightning.testing import CopyingModule, simulate_heads
 
-
 # Lightning's advice to the user of a trainer, which these runs do not follow on purpose.
 _ADVICE = (
     "You defined a `validation_step` but have no `val_dataloader`",

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaMonitor
+from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
 from relict_lightning.testing import NoisyModule
 
 
@@ -198,6 +198,20 @@ def test_a_sampler_that_raises_leaves_modes_grad_mode_and_random_state_as_they_w
         trainer(states, watching).fit(module, heads.training_loader())
 
     assert states.after == states.before
+
+
+def test_an_encoder_that_draws_random_numbers_takes_none_from_training(trainer, heads, random_states, tmp_path):
+    class Drawing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            torch.rand(3)
+            return images.flatten(1)
+
+    alone = _train(trainer, NoisyModule, heads.training, random_states=random_states)
+    watching = ReplicaMonitor(ReplicaDetector(Drawing()), num_samples=8, heldout=heads.heldout)
+
+    watched = _train(trainer, NoisyModule, heads.training, watching, random_states=random_states)
+
+    _assert_same(watched, alone)
 
 
 def test_the_encoder_is_neither_trained_nor_saved_with_the_model(trainer, heads, monitor):

@@ -77,10 +77,11 @@ def test_alpha_that_was_spent_before_stays_spent(trainer, heads, monitor, copyin
 def test_held_out_patients_are_found_in_a_resumed_run_that_builds_its_reference(
     trainer, heads, monitor, copying, halfway, tmp_path
 ):
-    # A resumed run has no sanity check, and so the trainer has not loaded the validation data when training starts.
+    # Without a sanity check, and as the third epoch is not validated, the trainer has not loaded the validation data
+    # when training starts.
     resumed = monitor(detector=None, cache_dir=tmp_path / "cache")
 
-    trainer(resumed, MemorizationStopping(), max_epochs=4, check_val_every_n_epoch=3).fit(
+    trainer(resumed, MemorizationStopping(), max_epochs=4, check_val_every_n_epoch=2, num_sanity_val_steps=0).fit(
         copying(), heads.training_loader(), heads.heldout_loader(), ckpt_path=halfway
     )
 

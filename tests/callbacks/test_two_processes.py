@@ -13,6 +13,9 @@ import pytest
 
 import relict_lightning
 
+# Two interpreters start, and train until a failure ends them.
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("watched_by_two.py")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -76,6 +77,8 @@ def main(folder: Path) -> None:
         report["error"] = f"{type(error).__name__}: {error}"
     report["seconds until error"] = time.monotonic() - started
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(report))
+    # Lightning leaves a gloo group to the end of the interpreter, whose threads then end in any order.
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

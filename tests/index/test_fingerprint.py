@@ -95,3 +95,19 @@ def test_every_part_and_its_name_are_part_of_the_fingerprint():
     fingerprints = [combine(parts) for parts in ({"a": 1, "b": 2}, {"a": 2, "b": 1}, {"a": 1}, {"a": "1", "b": 2})]
 
     assert len(set(fingerprints)) == 4
+
+
+def test_a_plain_attribute_of_a_submodule_is_part_of_the_configuration():
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+    assert digest_module(nn.Sequential(Scaled(2.0))) == digest_module(nn.Sequential(Scaled(2.0)))
+    assert digest_module(nn.Sequential(Scaled(2.0))) != digest_module(nn.Sequential(Scaled(3.0)))
+
+
+def test_the_training_flag_is_not_part_of_the_configuration():
+    module = nn.Sequential(nn.Dropout())
+
+    assert digest_module(module.train()) == digest_module(module.eval())

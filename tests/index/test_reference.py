@@ -29,10 +29,15 @@ class CountingEncoder(nn.Module):
     def __init__(self, weight=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(weight))
-        self.shown = 0
+        # A list, because a plain number would be part of the configuration that the fingerprint covers.
+        self.batches = []
+
+    @property
+    def shown(self):
+        return sum(self.batches)
 
     def forward(self, images):
-        self.shown += len(images)
+        self.batches.append(len(images))
         return self.weight * images.flatten(1)
 
 
@@ -267,3 +272,8 @@ def test_the_fingerprint_names_encoder_segmenter_and_scale_apart():
     }
 
     assert len(fingerprints) == 4
+
+
+def test_images_in_other_units_than_the_training_set_are_refused():
+    with pytest.raises(InvalidImageError, match="times the training images' intensity range"):
+        _build(_images() * 1e6, scale=IntensityScale(low=0.0, high=1.0))
