@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 
@@ -85,6 +86,10 @@ def run_demo(
         seed: Seed of subjects, weights, training and sampling.
     """
     started = time.perf_counter()
+    # The network is too small to gain much from more, and threads that wait for each other lose all of it on a busy
+    # machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     # What Lightning says about hardware, workers and its own internals does not concern the reader of the demo.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for advice in (".*LeafSpec.*", ".*does not have many workers.*"):
@@ -115,7 +120,10 @@ def run_demo(
         log_every_n_steps=steps_per_epoch,
     )
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
-    trainer.fit(HeadGenerator(), datamodule=data)
+    try:
+        trainer.fit(HeadGenerator(), datamodule=data)
+    finally:
+        torch.set_num_threads(threads)
     return DemoOutcome(
         onset=monitor.onset,
         checkpoint=keeper.best,

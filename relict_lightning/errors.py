@@ -45,6 +45,10 @@ class SamplerError(RelictError, ValueError):
     """A sampler cannot be found, or returns something that is not the images asked for."""
 
 
+class OtherProcessError(RelictError, RuntimeError):
+    """Another process of a distributed run failed; its own error says why."""
+
+
 class MissingDependencyError(RelictError, ImportError):
     """An optional package is needed and not installed."""
 

@@ -3,7 +3,7 @@
 Everything that touches the model under training runs inside `untouched`: afterwards the random state of Python, NumPy
 and torch (CPU and every CUDA device in use), the training flag of each submodule, and the grad mode are what they were,
 also when the block fails. Gradients and buffers are not written to, because the block runs without gradients and in
-evaluation mode, in which BatchNorm does not update its statistics.
+evaluation mode; the statistics of batch normalisation are put back besides.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from relict_lightning.data import random_state_kept
 
@@ -28,6 +29,13 @@ def untouched(module: nn.Module) -> Iterator[None]:
         module: The model under training.
     """
     flags = [(submodule, submodule.training) for submodule in module.modules()]
+    # A sampler may switch to training mode by itself, and batch normalisation then moves its statistics.
+    statistics = [
+        (buffer, buffer.clone())
+        for submodule in module.modules()
+        if isinstance(submodule, _NormBase)
+        for buffer in submodule.buffers(recurse=False)
+    ]
     with random_state_kept():
         try:
             # Set one by one: `eval()` may be overridden, and frozen parts must come back as they were.
@@ -38,6 +46,8 @@ def untouched(module: nn.Module) -> Iterator[None]:
         finally:
             for submodule, training in flags:
                 submodule.training = training
+            for buffer, before in statistics:
+                buffer.copy_(before)
 
 
 def seed_everywhere(seed: int) -> None:

@@ -150,3 +150,14 @@ def test_one_seed_gives_the_same_numbers_everywhere(partly_frozen, seed):
 
     assert first == second
     assert all(a != b for a, b in zip(first, other, strict=True))
+
+
+def test_a_block_that_switches_to_training_mode_does_not_move_batch_normalisation():
+    module = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+    before = {name: values.clone() for name, values in module.state_dict().items()}
+
+    with untouched(module):
+        module.train()
+        module(torch.randn(8, 3))
+
+    assert all(torch.equal(values, before[name]) for name, values in module.state_dict().items())

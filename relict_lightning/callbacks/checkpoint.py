@@ -21,6 +21,9 @@ class MemorizationCheckpoint(Checkpoint):
     or where the permutation test did not yet find that samples lean towards training patients. At onset it names the
     newest checkpoint whose whole interval lies below the rate at onset, one without leaning before one with it.
 
+    It is one of Lightning's checkpoint callbacks: with it, the trainer adds no `ModelCheckpoint` of its own, so add one
+    where the best or the last weights are wanted as well.
+
     Args:
         dirpath: Folder of the checkpoints; None takes `relict_checkpoints` in the trainer's `default_root_dir`.
         keep: How many checkpoints to keep at most, at least 1.
@@ -72,6 +75,10 @@ class MemorizationCheckpoint(Checkpoint):
         """Save after a validation at which the monitor evaluated."""
         if not trainer.sanity_checking:
             self._follow(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after an evaluation of the final weights."""
+        self._follow(trainer)
 
     def _follow(self, trainer: Trainer) -> None:
         """Act on the monitor's newest evaluation, once."""

@@ -2,12 +2,11 @@
 
 from typing import final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from relict_lightning.errors import SamplerError
+from relict_lightning.callbacks.agreement import together
 from relict_lightning.interfaces import Sampler
 from relict_lightning.samplers import chunk_seeds, draw
 from relict_lightning.training_state import seed_everywhere, untouched
@@ -53,19 +52,19 @@ class SampleDrawer:
             progress: Whether to show a progress bar.
 
         Raises:
-            SamplerError: If the samples are not what was asked for, here or on another process.
+            SamplerError: If the samples are not what was asked for.
+            OtherProcessError: If they are not on another process.
         """
         size = min(self.chunk_size, num_samples)
         seeds = chunk_seeds(num_samples=num_samples, chunk_size=size, seed=self.seed, evaluation=evaluation)
         world = trainer.world_size
         padded = seeds + [seeds[-1]] * (-len(seeds) % world)
         mine = padded[trainer.global_rank :: world]
-        samples = torch.empty(0)
-        failure: Exception | None = None
         bar = tqdm(total=len(mine) * size, desc="Sampling", unit="image", leave=False, disable=not progress)
-        with bar, untouched(module), trainer.precision_plugin.forward_context():
-            try:
-                samples = draw(
+
+        def draw_mine() -> Tensor:
+            with bar, untouched(module), trainer.precision_plugin.forward_context():
+                return draw(
                     self.sampler,
                     module,
                     seeds=mine,
@@ -74,13 +73,8 @@ class SampleDrawer:
                     before_chunk=seed_everywhere,
                     after_chunk=bar.update,
                 )
-            except Exception as error:  # noqa: BLE001 - raised again below, once all processes know of it
-                failure = error
-        everyone_drew = trainer.strategy.reduce_boolean_decision(failure is None, all=True)
-        if failure is not None:
-            raise failure
-        if not everyone_drew:
-            raise SamplerError("Sampling failed on another process; its error says why. All processes stop together.")
+
+        samples = together(trainer, draw_mine, doing="Sampling")
         return _gathered(samples, trainer, module, size)[:num_samples]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from relict_lightning.callbacks.drawing import SampleDrawer
 from relict_lightning.callbacks.kept import KeptCheckpoint
+from relict_lightning.callbacks.preparation import describe_power, fit_detector
 from relict_lightning.callbacks.reporting import onset_summary
 from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.callbacks.sources import heldout_source, load_validation, training_source
@@ -21,7 +22,7 @@ from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.interfaces import Sampler
-from relict_lightning.onset import EvidenceKind, Onset, OnsetDetector, copies_to_decide, rate_to_primitives
+from relict_lightning.onset import Onset, OnsetDetector, rate_to_primitives
 from relict_lightning.report import write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
 from relict_lightning.samplers import resolve_sampler
@@ -45,7 +46,8 @@ class ReplicaMonitor(Callback):
         sampler: Where samples come from: a `Sampler`, a function of (module, n), or the name of a method of the
             module. None calls `module.sample(n)`, with a `generator` where it takes one.
         num_samples: Samples per evaluation.
-        every_n_epochs: Epochs between evaluations.
+        every_n_epochs: Epochs between evaluations. Where the trainer validates, evaluations wait for the next
+            validation, so that other callbacks read them in time.
         every_n_steps: Optimizer steps between evaluations; when given, epochs do not count.
         training: Training images: whatever `ReplicaDetector.fit` takes, or the name of an attribute of the
             datamodule. None takes the data set of the training dataloader.
@@ -53,6 +55,7 @@ class ReplicaMonitor(Callback):
         alpha: Bound on the probability of a false alarm over the whole run.
         tolerance: Replica rate that is put up with.
         evaluate_at_start: Whether to evaluate before the first step.
+        evaluate_at_end: Whether to evaluate the final weights where the last evaluation saw earlier ones.
         sample_batch_size: Samples drawn at a time, the same each time; None draws up to 32.
         cache_dir: Where the index is kept and found again; None takes `relict_cache` in the trainer's
             `default_root_dir`. It holds patient data and stays on this machine. Not used with a `detector`.
@@ -86,6 +89,7 @@ class ReplicaMonitor(Callback):
         alpha: float = 0.05,
         tolerance: float = 0.01,
         evaluate_at_start: bool = True,
+        evaluate_at_end: bool = True,
         sample_batch_size: int | None = None,
         cache_dir: str | Path | None = None,
         seed: int = 0,
@@ -105,6 +109,7 @@ class ReplicaMonitor(Callback):
         self.training = training
         self.heldout = heldout
         self.evaluate_at_start = evaluate_at_start
+        self.evaluate_at_end = evaluate_at_end
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.seed = seed
         self.log_images = log_images
@@ -179,10 +184,14 @@ class ReplicaMonitor(Callback):
             self._show(trainer, pl_module, dict(self.history[-1].measures), evaluated=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how it ended, and write the report."""
-        if self.onset is None and self.history and self.history[-1].replica_rate is not None:
-            rate_zero = self.history[-1].replica_rate
-            rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {rate_zero}.")
+        """Evaluate the final weights if the last evaluation saw others, say how it ended, and write the report."""
+        seen = self.history and self.history[-1].step == trainer.global_step
+        if self.evaluate_at_end and self.onset is None and not seen:
+            values = self._evaluate(trainer, pl_module)
+            write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
+        last_rate = self.history[-1].replica_rate if self.history else None
+        if self.onset is None and last_rate is not None:
+            rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {last_rate}.")
         if self.report_path is not None and self.history and trainer.is_global_zero and not _is_dry_run(trainer):
             path = write_report(
                 self.report_path,
@@ -299,56 +308,9 @@ class ReplicaMonitor(Callback):
             self.detector = ReplicaDetector(cache_dir=cache_dir, progress=self._shows_progress(trainer))
         detector = self.detector.to(pl_module.device)
         if not detector.is_fitted:
-            self._fit(detector, trainer)
-        self._describe_power(detector)
-
-    def _fit(self, detector: ReplicaDetector, trainer: Trainer) -> None:
-        """Fit the detector to the run's images; with several processes the first one builds and the others read."""
-        training = training_source(self.training, trainer)
-        heldout = heldout_source(self.heldout, trainer)
-        started = time.perf_counter()
-        if trainer.world_size > 1 and detector.cache_dir is not None:
-            if trainer.is_global_zero:
-                detector.fit(training, heldout)
-            trainer.strategy.barrier("relict_reference")
-            if not trainer.is_global_zero:
-                detector.fit(training, heldout)
-        else:
-            detector.fit(training, heldout)
-        seconds = time.perf_counter() - started
-        where = "in memory" if detector.cache_dir is None else f"in {detector.cache_dir}, which holds patient data"
-        origin = (
-            f"reused from the cache in {seconds:.2f} s, {detector.build_seconds:.2f} s saved"
-            if detector.from_cache
-            else f"built in {seconds:.2f} s"
-        )
-        rank_zero_info(
-            f"Replica reference of {detector.training_groups} training and {detector.heldout_groups} held-out patients "
-            f"{origin} ({where})."
-        )
-
-    def _describe_power(self, detector: ReplicaDetector) -> None:
-        """Say what the reference can and cannot decide."""
-        if not detector.has_control:
-            warnings.warn(
-                "ReplicaMonitor has no held-out images. What still works: each sample's most similar training images "
-                "and their evidence, max_similarity, self_similarity, neighbor_ratio_fraction. What does not: the "
-                "replica rate, every p-value, onset, and so stopping and rollback, because nothing tells how alike a "
-                "new patient would be. Pass `heldout=` or a validation dataloader of patients not trained on.",
-                RelictWarning,
-                stacklevel=2,
-            )
-            return
-        groups = {"training_groups": detector.training_groups, "heldout_groups": detector.heldout_groups}
-        kind = self._onset_detector.evidence_kind(num_samples=self.num_samples, **groups)
-        needed = copies_to_decide(self._onset_detector.next_level, **groups)
-        decides = (
-            f"the permutation test can establish onset once {needed} different patients are copied"
-            if kind is EvidenceKind.PERMUTATION
-            else f"the split is too uneven for the permutation test with {self.num_samples} samples, so onset rests on "
-            f"the comparison with held-out patients"
-        )
-        rank_zero_info(f"At the next evaluation {decides}; {kind.assumption}.")
+            training = training_source(self.training, trainer)
+            fit_detector(detector, trainer, training=training, heldout=heldout_source(self.heldout, trainer))
+        describe_power(detector, self._onset_detector, num_samples=self.num_samples)
 
     # State ------------------------------------------------------------------------------------------------------
 

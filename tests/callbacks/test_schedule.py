@@ -27,9 +27,13 @@ def _steps(monitor: Any) -> list[int]:
         pytest.param({}, {"max_epochs": 3}, False, [0, 4, 8, 12], id="no validation loop"),
         pytest.param({}, {"max_epochs": 3, "limit_val_batches": 0}, True, [0, 4, 8, 12], id="validation switched off"),
         pytest.param({"evaluate_at_start": False}, {"max_epochs": 2}, True, [4, 8], id="not at the start"),
-        pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, True, [0, 8, 16], id="every second epoch, validated"),
-        pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, False, [0, 8, 16], id="every second epoch"),
-        pytest.param({}, {"max_epochs": 5, "check_val_every_n_epoch": 2}, True, [0, 8, 16], id="validated alternately"),
+        # The last weights are evaluated at the end where nothing was due, unless that is switched off.
+        pytest.param(
+            {"every_n_epochs": 2, "evaluate_at_end": False}, {"max_epochs": 5}, True, [0, 8, 16], id="not at the end"
+        ),
+        pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, True, [0, 8, 16, 20], id="every second, validated"),
+        pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, False, [0, 8, 16, 20], id="every second epoch"),
+        pytest.param({}, {"max_epochs": 5, "check_val_every_n_epoch": 2}, True, [0, 8, 16, 20], id="validated in turns"),
         pytest.param(
             {}, {"max_epochs": 4, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}, True, [0, 8, 16],
             id="validated every second, no sanity check",
@@ -44,11 +48,11 @@ def _steps(monitor: Any) -> list[int]:
             {}, {"max_epochs": 3, "val_check_interval": 3, "check_val_every_n_epoch": None}, True, [0, 6, 9, 12],
             id="validated every third step",
         ),
-        pytest.param({}, {"max_steps": 6, "max_epochs": -1}, True, [0, 4], id="max_steps within an epoch, validated"),
+        pytest.param({}, {"max_steps": 6, "max_epochs": -1}, True, [0, 4, 6], id="max_steps in an epoch, validated"),
         pytest.param({}, {"max_steps": 6, "max_epochs": -1}, False, [0, 4, 6], id="max_steps within an epoch"),
-        pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, True, [0, 3, 6], id="every third step, validated"),
-        pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, False, [0, 3, 6], id="every third step"),
-        pytest.param({"every_n_steps": 2}, {"max_steps": 5, "max_epochs": -1}, False, [0, 2, 4], id="max_steps"),
+        pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, True, [0, 3, 6, 8], id="every third step, validated"),
+        pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, False, [0, 3, 6, 8], id="every third step"),
+        pytest.param({"every_n_steps": 2}, {"max_steps": 5, "max_epochs": -1}, False, [0, 2, 4, 5], id="max_steps"),
         # Eight batches make four steps.
         pytest.param(
             {"every_n_steps": 2}, {"max_epochs": 2, "accumulate_grad_batches": 2}, False, [0, 2, 4], id="accumulation"
@@ -58,7 +62,7 @@ def _steps(monitor: Any) -> list[int]:
         pytest.param({}, {"fast_dev_run": True}, True, [0, 1], id="fast_dev_run"),
     ],
 )  # fmt: skip
-def test_evaluations_happen_at_due_points_and_nowhere_else(
+def test_evaluations_happen_at_due_points_and_at_both_ends_and_nowhere_else(
     trainer, heads, monitor, copying, monitored, trained, validates, steps
 ):
     watching = monitor(num_samples=8, **monitored)

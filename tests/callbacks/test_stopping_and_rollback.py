@@ -249,3 +249,13 @@ def test_a_checkpoint_whose_samples_do_not_lean_is_preferred_to_a_newer_one_whos
     assert leaning.is_outdone_by(upright)
     assert choose([upright, leaning], estimate_rate(30, 48)) == upright
     assert choose([leaning], estimate_rate(30, 48)) == leaning
+
+
+def test_copies_that_only_the_last_weights_make_are_found_at_the_end(trainer, heads, monitor, copying, tmp_path):
+    watching, keeper = monitor(every_n_epochs=2), MemorizationCheckpoint(tmp_path / "kept")
+
+    trainer(watching, MemorizationStopping(), keeper, max_epochs=3).fit(copying((9, 1.0)), heads.training_loader())
+
+    assert watching.onset.step == 12
+    assert keeper.best.step == 8
+    assert watching.rollback == keeper.best

@@ -1,0 +1,89 @@
+"""What the monitor does before the first step: fit the detector, and say what it will be able to decide."""
+
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from relict_lightning.callbacks.agreement import together
+from relict_lightning.detector import ReplicaDetector
+from relict_lightning.errors import RelictWarning
+from relict_lightning.functional.tail import TAIL_CONTROLS
+from relict_lightning.onset import EvidenceKind, OnsetDetector, copies_to_decide
+
+
+def fit_detector(detector: ReplicaDetector, trainer: Trainer, *, training: Any, heldout: Any | None) -> None:
+    """Fit the detector to the run's images, and say whether it was built or found in the cache.
+
+    With several processes and a cache the first one builds and the others read.
+
+    Args:
+        detector: The detector.
+        trainer: The trainer.
+        training: Training images.
+        heldout: Held-out images, None without any.
+    """
+    started = time.perf_counter()
+    takes_turns = trainer.world_size > 1 and detector.cache_dir is not None
+    for has_turn in (trainer.is_global_zero, not trainer.is_global_zero) if takes_turns else (True,):
+        act: Callable[[], object] = partial(detector.fit, training, heldout) if has_turn else _wait
+        together(trainer, act, doing="Building the replica reference")
+    seconds = time.perf_counter() - started
+    where = "in memory" if detector.cache_dir is None else f"in {detector.cache_dir}, which holds patient data"
+    origin = (
+        f"reused from the cache in {seconds:.2f} s, {detector.build_seconds:.2f} s saved"
+        if detector.from_cache
+        else f"built in {seconds:.2f} s"
+    )
+    rank_zero_info(
+        f"Replica reference of {detector.training_groups} training and {detector.heldout_groups} held-out patients "
+        f"{origin} ({where})."
+    )
+
+
+def _wait() -> None:
+    """Leave the turn to another process."""
+
+
+def describe_power(detector: ReplicaDetector, onset_detector: OnsetDetector, *, num_samples: int) -> None:
+    """Say what the split can and cannot decide.
+
+    Args:
+        detector: The fitted detector.
+        onset_detector: What decides on onset.
+        num_samples: Samples per evaluation.
+    """
+    if not detector.has_control:
+        warnings.warn(
+            "ReplicaMonitor has no held-out images. What still works: each sample's most similar training images and "
+            "their evidence, max_similarity, self_similarity, neighbor_ratio_fraction. What does not: the replica "
+            "rate, every p-value, onset, and so stopping and rollback, because nothing tells how alike a new patient "
+            "would be. Pass `heldout=` or a validation dataloader of patients not trained on.",
+            RelictWarning,
+            stacklevel=2,
+        )
+        return
+    groups = {"training_groups": detector.training_groups, "heldout_groups": detector.heldout_groups}
+    kind = onset_detector.evidence_kind(num_samples=num_samples, **groups)
+    if kind is EvidenceKind.PERMUTATION:
+        needed = copies_to_decide(onset_detector.next_level, **groups)
+        decides = f"the permutation test can establish onset once {needed} different patients are copied"
+    else:
+        decides = (
+            f"the split is too uneven for the permutation test with {num_samples} samples, so onset rests on the "
+            f"comparison with held-out patients"
+        )
+    rank_zero_info(f"At the next evaluation {decides}; {kind.assumption}.")
+    if kind is EvidenceKind.CONFORMAL and detector.heldout_groups < TAIL_CONTROLS:
+        smallest = 1 / (1 + detector.heldout_groups)
+        warnings.warn(
+            f"With {detector.heldout_groups} held-out patients no p-value can be smaller than {smallest:.2g}, and "
+            f"{onset_detector.next_level:.2g} is needed at the next evaluation and less later, so onset may never be "
+            f"established. Hold out at least {TAIL_CONTROLS} patients.",
+            RelictWarning,
+            stacklevel=2,
+        )
