@@ -15,7 +15,7 @@ demo: $(READY)  ## Train a generator on 24 subjects until it is caught memorizin
 	$(BIN)/relict-lightning demo
 
 test: $(READY) browser  ## Run the tests.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: $(READY) browser  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow --timeout 1800

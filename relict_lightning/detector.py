@@ -80,8 +80,8 @@ class ReplicaDetector:
         ConfigurationError: If an argument lies outside its range.
 
     Example:
-        >>> images = torch.rand(12, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-        >>> detector = ReplicaDetector().fit(images[:6], images[6:])
+        >>> images = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> detector = ReplicaDetector().fit(images[:20], images[20:])
         >>> [verdict.match for verdict in detector.detect(images[:2]).verdicts]
         [0, 1]
 

@@ -11,8 +11,8 @@ from relict_lightning.data.isolation import MapStyle, Snapshot, global_random_st
 from relict_lightning.data.items import ARGUMENTS, ImageItem, Role, item_name, parse_item
 from relict_lightning.errors import NondeterministicDataError
 
-# A flip of one image in ten shows in 16 reads of two items with a probability of 97 %.
-_READS_WHEN_STATE_MOVES = 16
+# A flip of one image in ten shows in 48 reads of two items with a probability above 99.99 %.
+_READS_WHEN_STATE_MOVES = 48
 
 
 def check_repeatable(dataset: MapStyle, *, role: Role = "training") -> None:

@@ -31,9 +31,9 @@ def _steps(monitor: Any) -> list[int]:
         pytest.param(
             {"every_n_epochs": 2, "evaluate_at_end": False}, {"max_epochs": 5}, True, [0, 8, 16], id="not at the end"
         ),
-        pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, True, [0, 8, 16, 20], id="every second, validated"),
+        pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, True, [0, 8, 16, 20], id="second, validated"),
         pytest.param({"every_n_epochs": 2}, {"max_epochs": 5}, False, [0, 8, 16, 20], id="every second epoch"),
-        pytest.param({}, {"max_epochs": 5, "check_val_every_n_epoch": 2}, True, [0, 8, 16, 20], id="validated in turns"),
+        pytest.param({}, {"max_epochs": 5, "check_val_every_n_epoch": 2}, True, [0, 8, 16, 20], id="in turns"),
         pytest.param(
             {}, {"max_epochs": 4, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}, True, [0, 8, 16],
             id="validated every second, no sanity check",

@@ -13,8 +13,8 @@ import pytest
 
 import relict_lightning
 
-# Two interpreters start, and train until a failure ends them.
-pytestmark = pytest.mark.slow
+# One worker for all of them: the processes are started once.
+pytestmark = pytest.mark.xdist_group("two processes")
 
 SCRIPT = Path(__file__).with_name("watched_by_two.py")
 
@@ -82,5 +82,5 @@ def test_both_processes_know_everything(two):
 
 def test_when_the_sampler_fails_in_one_process_both_stop_within_a_minute(two):
     assert two[1]["error"] == "ZeroDivisionError: only here"
-    assert two[0]["error"].startswith("SamplerError: Sampling failed on another process")
+    assert two[0]["error"].startswith("OtherProcessError: Sampling failed on another process")
     assert max(seen["seconds until error"] for seen in two) < 60
