@@ -1,7 +1,7 @@
 """The control: held-out patients, measured as if they were samples, so that one knows how alike a new patient is."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,36 @@ class Control:
                 p_values = torch.from_numpy(calibrate(tested, control).p_values)
                 called += int(benjamini_hochberg(p_values, fdr=fdr).sum())
         return called / len(self.likeness)
+
+
+def merge_copies(reference: Reference, contents: Scan) -> Reference:
+    """Return a set in which bitwise copies of one image belong to one group, with a warning if there were any.
+
+    A data set that repeats its images, or names one patient twice, would otherwise be a set of more patients than it
+    has; and a copy of a repeated image would not stand out, because its nearest others would be the repetitions.
+    """
+    group_of: dict[str, str] = {}
+    merged_into: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while (parent := merged_into.get(group, group)) != group:
+            group = parent
+        return group
+
+    for digest, group in zip(contents.item_digests, reference.groups, strict=True):
+        first = root(group_of.setdefault(digest, group))
+        if first != root(group):
+            merged_into[root(group)] = first
+    if not merged_into:
+        return reference
+    warnings.warn(
+        f"{len(merged_into)} groups hold an image that another group holds too, bit by bit. They are taken for one "
+        f"patient. Pass each image once, and every patient's images with one `group`.",
+        RelictWarning,
+        stacklevel=3,
+    )
+    groups = tuple(root(group) for group in reference.groups)
+    return replace(reference, groups=groups, group_codes=np.unique(groups, return_inverse=True)[1])
 
 
 def new_patients_only(heldout: Reference, contents: Scan, *, training: Reference, training_contents: Scan) -> Reference:

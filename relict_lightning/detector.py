@@ -1,6 +1,7 @@
 """Finding replicas: samples to hits to evidence to verdicts. No Lightning, and no files but the cache."""
 
 import copy
+import logging
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from relict_lightning.control import Control, new_patients_only, one_image_per_group, read_control, write_control
+from relict_lightning.control import (
+    Control,
+    merge_copies,
+    new_patients_only,
+    one_image_per_group,
+    read_control,
+    write_control,
+)
 from relict_lightning.data import ImageBatch, ImageSource, open_images
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.errors import (
@@ -41,9 +49,11 @@ from relict_lightning.index import (
     writing,
 )
 from relict_lightning.results import DetectionResult, MatchedPair
-from relict_lightning.retrieval import make_queries, nearest_of_union, retrieve
+from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 from relict_lightning.verdicts import conclude, conclude_without_control
+
+_LOGGER = logging.getLogger(__name__)
 
 Images: TypeAlias = Any
 """Whatever `relict_lightning.data.open_images` reads."""
@@ -52,8 +62,10 @@ Images: TypeAlias = Any
 # alike.
 _SHIFT_SHARE = 0.1
 
-# Samples of noise span a few times the range of images; a factor beyond this is a matter of units.
-_ODD_SPAN = 20.0
+# A generator's look may stretch intensities; [-1, 1] instead of [0, 1] is another scale.
+_ODD_RATIO = 1.6
+_SCALE_IMAGES = 32
+_SCALE_VOXELS = 200_000
 
 
 @final
@@ -164,7 +176,9 @@ class ReplicaDetector:
             )
         source = open_images(training, role="training", segmentations=training_segmentations, groups=training_groups)
         contents = scan(source)
-        reference = self._reference(source, contents, contents.scale, given=given)
+        if source.has_segmentations and not given:
+            _LOGGER.info("The training items bring label maps, which are not used: samples would need them too.")
+        reference = merge_copies(self._reference(source, contents, contents.scale, given=given), contents)
         groups = len(set(reference.groups))
         if groups < 2:
             raise EmptyDataError(
@@ -216,20 +230,13 @@ class ReplicaDetector:
                 "training_segmentations to fit, or construct the detector with a segmenter of the same labels."
             )
         images, given_maps = self._read_samples(generated, generated_segmentations)
-        _warn_of_another_scale(images)
+        _warn_of_another_scale(images, fitted.training)
         maps = label_maps(self._segmenter, images, device=self.device) if given_maps is None else given_maps
         look = self._look(images, maps)
         if fitted.control is None or fitted.heldout is None:
             return conclude_without_control(look, fitted.training, fdr=fdr)
         self._warn_if_nothing_can_be_found(len(images), fdr)
-        return conclude(
-            look,
-            fitted.training,
-            control=fitted.control,
-            union=nearest_of_union(look.queries, fitted.training, fitted.heldout),
-            heldout_groups=self.heldout_groups,
-            fdr=fdr,
-        )
+        return conclude(look, fitted.training, heldout=fitted.heldout, control=fitted.control, fdr=fdr)
 
     def matched_pairs(self, generated: Images, result: DetectionResult, positions: Sequence[int]) -> list[MatchedPair]:
         """Return samples beside the training images that they match, moved onto them, for people to look at.
@@ -373,7 +380,9 @@ class ReplicaDetector:
                 f"Pass both through the same preprocessing."
             )
         everyone = self._reference(source, contents, fitted.scale, given=given)
-        heldout = new_patients_only(everyone, contents, training=fitted.training, training_contents=training)
+        heldout = new_patients_only(
+            merge_copies(everyone, contents), contents, training=fitted.training, training_contents=training
+        )
         return replace(fitted, heldout=heldout, control=self._control(heldout, everyone.fingerprint))
 
     def _control(self, heldout: Reference, heldout_fingerprint: str) -> Control:
@@ -441,17 +450,31 @@ class ReplicaDetector:
             )
 
 
-def _warn_of_another_scale(images: Tensor) -> None:
-    """Warn where samples, on the training set's unit scale, span something that is no unit at all."""
-    low, high = (float(bound) for bound in images.aminmax())
-    span = high - low
-    if span > _ODD_SPAN or 0 < span < 1 / _ODD_SPAN:
+def _warn_of_another_scale(images: Tensor, training: Reference) -> None:
+    """Warn where samples do not span the range of intensities that training images span."""
+    patients = torch.from_numpy(training.volumes[:: max(1, len(training) // _SCALE_IMAGES)].astype(np.float32))
+    low, high = _range(images)
+    expected_low, expected_high = _range(patients)
+    span, expected = high - low, expected_high - expected_low
+    if not span or not expected:
+        return
+    ratio = span / expected
+    if not 1 / _ODD_RATIO < ratio < _ODD_RATIO or abs(low - expected_low) > expected / 2:
         warnings.warn(
-            f"The samples span {span:.3g} times the training images' intensity range. Structural similarity needs one "
-            f"scale, so copies may be missed at voxel level. Return samples on the scale of the training images.",
+            f"The samples' intensities are not those of the training images: where training images span "
+            f"[{expected_low:.2g}, {expected_high:.2g}], samples span [{low:.2g}, {high:.2g}] (1st to 99th percentile, "
+            f"in units of the training range). Structural similarity needs one scale, so copies may be missed at voxel "
+            f"level. Noise early in training is no cause for concern; otherwise return samples on the training scale.",
             RelictWarning,
             stacklevel=3,
         )
+
+
+def _range(images: Tensor) -> tuple[float, float]:
+    """Return the 1st and 99th percentile of some hundred thousand voxels."""
+    voxels = images.flatten()
+    low, high = np.percentile(voxels[:: max(1, len(voxels) // _SCALE_VOXELS)].numpy(), (1, 99))
+    return float(low), float(high)
 
 
 def _given_label_maps(batch: ImageBatch) -> Tensor:

@@ -6,11 +6,17 @@ it copies any, and the test sees that too; so onset needs replicas besides, in m
 Evaluation number t is tested at level 6 alpha / (pi^2 t^2), and these levels sum to `alpha` (alpha spending; a union
 bound, so it holds whatever the dependence between evaluations).
 
-Two kinds of evidence can be tested. The exact permutation test of `memorization_p_value` assumes nothing about the
-generator, and its power is bounded by the split: if M of N patients are training patients, j copied patients cannot
-give a smaller p-value than about (M / N)^j. Where that bound cannot reach the level with a quarter of the samples
-copied, the conformal evidence is tested instead, which assumes that samples of a model that does not memorize are no
-more like training patients than held-out patients are.
+Two kinds of evidence are tested at each evaluation, each at half of its level:
+
+- The exact permutation test of `memorization_p_value` assumes nothing about the generator, only a random split. Its
+  power is bounded by that split: if M of N patients are training patients, j copied patients cannot give a smaller
+  p-value than about (M / N)^j. So it is blind to a model that copies few patients often.
+- The Simes test of the samples' p-values against the held-out control sees those. It assumes that samples of a model
+  that does not memorize are no more like training patients than held-out patients are, and, beyond the largest control
+  score, that the control's upper tail is no heavier than the fitted one; the bound `alpha` is then approximate.
+
+Which of the two established an onset is part of its reason. Before the first step there is nothing to establish: an
+evaluation of untrained weights spends nothing.
 """
 
 import enum
@@ -21,9 +27,6 @@ from typing import Any, final
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.results import DetectionResult, RateEstimate
-
-# The share of copied samples at which the permutation test must be able to decide to be relied on.
-_DECIDABLE_SHARE = 0.25
 
 
 class EvidenceKind(str, enum.Enum):
@@ -53,7 +56,7 @@ class Onset:
         evaluation: Its number, counted from 1.
         evidence: What was tested.
         p_value: The p-value.
-        level: The level that it was tested at.
+        level: The level that it was tested at, half of the evaluation's.
         replica_rate: The replica rate then.
     """
 
@@ -140,38 +143,36 @@ class OnsetDetector:
 
     @property
     def next_level(self) -> float:
-        """The level at which the next evaluation is tested."""
-        return spending_level(self.evaluations + 1, alpha=self.alpha)
+        """The level at which each of the two tests is made at the next evaluation."""
+        return spending_level(self.evaluations + 1, alpha=self.alpha) / 2
 
-    def evidence_kind(self, *, num_samples: int, training_groups: int, heldout_groups: int) -> EvidenceKind:
-        """Return what the next evaluation is to be tested by; decided before its samples are seen."""
-        needed = copies_to_decide(self.next_level, training_groups=training_groups, heldout_groups=heldout_groups)
-        if needed is not None and needed <= _DECIDABLE_SHARE * num_samples:
-            return EvidenceKind.PERMUTATION
-        return EvidenceKind.CONFORMAL
-
-    def update(
-        self, result: DetectionResult, *, step: int, epoch: int, training_groups: int, heldout_groups: int
-    ) -> Onset | None:
+    def update(self, result: DetectionResult, *, step: int, epoch: int) -> Onset | None:
         """Take one evaluation in and return the onset if it is declared now.
 
-        A result without a control counts as no evaluation: there is nothing to test.
+        A result without a control, and one from before the first step, count as no evaluation.
+
+        Args:
+            result: What the detector found.
+            step: Optimizer step of the evaluation.
+            epoch: Its epoch.
         """
-        if result.replica_rate is None:
+        if result.replica_rate is None or step == 0:
             return None
         level = self.next_level
-        kind = self.evidence_kind(
-            num_samples=len(result.verdicts), training_groups=training_groups, heldout_groups=heldout_groups
-        )
-        p_value = result.memorization_p_value if kind is EvidenceKind.PERMUTATION else result.discovery_p_value
         self.evaluations += 1
-        if self.onset is not None or p_value is None or p_value > level or result.replica_rate.low <= self.tolerance:
+        tests = (
+            (EvidenceKind.PERMUTATION, result.memorization_p_value),
+            (EvidenceKind.CONFORMAL, result.discovery_p_value),
+        )
+        passed = [(kind, p_value) for kind, p_value in tests if p_value is not None and p_value <= level]
+        if self.onset is not None or not passed or result.replica_rate.low <= self.tolerance:
             return None
+        evidence, p_value = passed[0]
         self.onset = Onset(
             step=step,
             epoch=epoch,
             evaluation=self.evaluations,
-            evidence=kind,
+            evidence=evidence,
             p_value=p_value,
             level=level,
             replica_rate=result.replica_rate,

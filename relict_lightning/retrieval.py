@@ -130,15 +130,11 @@ class UnionNeighbors:
         is_training: Whether that group is a training group, `[n]`.
         weight: How much like a copy the sample is of that image, in [0, 1], `[n]`: the squared positive part of its
             copy-likeness among the union, so that a sample that is near to everyone counts for little.
-        to_training: Euclidean distance to the nearest training image, `[n]`.
-        to_heldout: Euclidean distance to the nearest held-out image, `[n]`.
     """
 
     group: Array
     is_training: Array
     weight: Array
-    to_training: Array
-    to_heldout: Array
 
 
 def nearest_of_union(queries: Queries, training: Reference, heldout: Reference) -> UnionNeighbors:
@@ -155,7 +151,6 @@ def nearest_of_union(queries: Queries, training: Reference, heldout: Reference) 
         by_mirroring = (len(queries.mirrors), count, -1)
         similarity.append(np.concatenate(list(found.reshape(by_mirroring)), axis=1))
         codes.append(np.concatenate(list(reference.group_codes[positions].reshape(by_mirroring)), axis=1) + first_code)
-    boundary = similarity[0].shape[1]
     distance = np.sqrt(np.maximum(2 - 2 * np.concatenate(similarity, axis=1), 0))
     group = np.concatenate(codes, axis=1)
     order = distance.argsort(axis=1, kind="stable")
@@ -168,9 +163,27 @@ def nearest_of_union(queries: Queries, training: Reference, heldout: Reference) 
         group=nearest,
         is_training=nearest <= int(training.group_codes.max()),
         weight=np.square(np.clip(likeness, 0.0, 1.0)),
-        to_training=distance[:, :boundary].min(axis=1),
-        to_heldout=distance[:, boundary:].min(axis=1),
     )
+
+
+def balanced_distances(queries: Queries, training: Reference, heldout: Reference) -> tuple[Array, Array]:
+    """Return each sample's distance to the nearest of equally many training and held-out patients, `[n]` and `[n]`.
+
+    The larger set has the nearer neighbours by its size alone. So of each set one image of as many groups as the
+    smaller set has is drawn, the same ones each time, and the two distances can be compared.
+
+    Returns:
+        Euclidean distances between unit embeddings, in [0, 2].
+    """
+    groups = min(int(reference.group_codes.max()) + 1 for reference in (training, heldout))
+    distances = []
+    for reference in (training, heldout):
+        _, first_of_group = np.unique(reference.group_codes, return_index=True)
+        drawn = np.random.default_rng(0).permutation(first_of_group)[:groups]
+        vectors = reference.feature_vectors[np.sort(drawn)]
+        nearest = np.stack([(mirrored @ vectors.T).max(axis=1) for mirrored in queries.feature]).max(axis=0)
+        distances.append(np.sqrt(np.maximum(2 - 2 * nearest, 0)))
+    return distances[0], distances[1]
 
 
 def _nearest_with_groups(codes: Array, top_k: int) -> Array:

@@ -21,7 +21,7 @@ from relict_lightning.functional import (
 )
 from relict_lightning.index import Reference
 from relict_lightning.results import LEVELS, DetectionResult, Verdict
-from relict_lightning.retrieval import UnionNeighbors
+from relict_lightning.retrieval import balanced_distances, nearest_of_union
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -44,17 +44,14 @@ def conclude_without_control(look: Look, training: Reference, *, fdr: float) -> 
     )
 
 
-def conclude(
-    look: Look, training: Reference, *, control: Control, union: UnionNeighbors, heldout_groups: int, fdr: float
-) -> DetectionResult:
-    """Return the verdicts on samples, given the control and each sample's nearest image of the union.
+def conclude(look: Look, training: Reference, *, heldout: Reference, control: Control, fdr: float) -> DetectionResult:
+    """Return the verdicts on samples, and the rates, p-values and measures of the set.
 
     Args:
         look: The samples' measurements.
         training: The training set.
+        heldout: The held-out images, of other patients.
         control: The held-out patients' measurements.
-        union: Nearest images among training and held-out images.
-        heldout_groups: Number of held-out patients in the union.
         fdr: False discovery rate of the verdicts.
     """
     calibrated = calibrate(look.likeness.by_level, control.likeness)
@@ -67,10 +64,12 @@ def conclude(
         is_replica=is_replica,
         levels=calibrated.level_p_values,
     )
-    training_groups = int(training.group_codes.max()) + 1
+    union = nearest_of_union(look.queries, training, heldout)
+    balanced = balanced_distances(look.queries, training, heldout)
+    training_groups, heldout_groups = (int(reference.group_codes.max()) + 1 for reference in (training, heldout))
     split = {"training_groups": training_groups, "total_groups": training_groups + heldout_groups}
     group = torch.from_numpy(union.group)
-    nearer = closer_to_training_share(torch.from_numpy(union.to_training), torch.from_numpy(union.to_heldout))
+    nearer = closer_to_training_share(*(torch.from_numpy(distance) for distance in balanced))
     ct = ct_score(torch.from_numpy(look.distance_to_training), torch.from_numpy(control.distance_to_training))
     return DetectionResult(
         verdicts=verdicts,

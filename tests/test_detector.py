@@ -126,7 +126,9 @@ def test_blank_samples_are_no_replicas_of_a_blank_training_image(heads, value):
 
 
 def test_noise_is_no_replica(fitted):
-    result = fitted.detect(torch.randn((20, 1, 32, 32), generator=torch.Generator().manual_seed(0)))
+    noise = torch.randn((20, 1, 32, 32), generator=torch.Generator().manual_seed(0))
+    with pytest.warns(RelictWarning, match="not those of the training images"):
+        result = fitted.detect(noise)
 
     assert result.replica_rate.successes == 0
     assert result.memorization_p_value > 0.05
@@ -617,3 +619,25 @@ def test_a_numpy_scalar_of_the_result_is_a_plain_number(fitted, planted):
 
     assert {type(value) for value in result.measures.values()} == {float}
     assert not any(isinstance(value, np.generic) for value in result.control_scores)
+
+
+def test_samples_on_another_scale_are_pointed_out(fitted, heads):
+    with pytest.warns(RelictWarning, match=r"samples span \[-1, 0?\.\d+\]"):
+        fitted.detect(2 * heads[2] - 1)
+
+
+def test_samples_that_are_a_little_darker_or_brighter_are_not(fitted, heads):
+    fitted.detect(0.8 * heads[2])
+    fitted.detect(1.2 * heads[2] - 0.05)
+
+
+def test_repeated_training_images_count_as_one_patient_and_their_copies_are_found(heads):
+    repeated = torch.cat([heads[0]] * 8)
+    with pytest.warns(RelictWarning, match=f"{7 * len(heads[0])} groups hold an image that another group holds too"):
+        detector = ReplicaDetector().fit(repeated, heads[1])
+
+    result = detector.detect(heads[0][:8])
+
+    assert detector.training_groups == len(heads[0])
+    assert result.replica_rate.successes == 8
+    assert result.memorization_p_value < 1e-3

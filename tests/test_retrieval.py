@@ -7,7 +7,7 @@ from torch import nn
 
 from relict_lightning.data import open_images
 from relict_lightning.index import IntensityScale, build_reference, coarse_view, feature_view, scan
-from relict_lightning.retrieval import make_queries, nearest_of_union, retrieve
+from relict_lightning.retrieval import balanced_distances, make_queries, nearest_of_union, retrieve
 
 CPU = torch.device("cpu")
 MIRRORS = ((), (0,), (1,))
@@ -162,8 +162,32 @@ def test_weights_and_neighbours_are_blind_to_which_set_is_the_training_set():
     assert [names[code] for code in union.group] == [swapped_names[code] for code in swapped.group]
     np.testing.assert_array_equal(union.weight, swapped.weight)
     np.testing.assert_array_equal(union.is_training, ~swapped.is_training)
-    np.testing.assert_array_equal(union.to_training, swapped.to_heldout)
-    np.testing.assert_array_equal(union.to_heldout, swapped.to_training)
+
+
+def test_distances_to_both_sets_are_to_equally_many_patients():
+    # 30 groups against 3: with all of them, every random sample would be nearer to the first set.
+    training, heldout = (
+        _reference(_images(60, 0), _groups(0, 60, 30)),
+        _reference(_images(3, 1), range(30, 33), "held-out"),
+    )
+
+    to_training, to_heldout = balanced_distances(_queries(_images(400, 2)), training, heldout)
+
+    assert 0.3 < (to_training < to_heldout).mean() < 0.7
+
+
+def test_distances_to_sets_of_single_images_are_those_to_the_nearest_image():
+    training, heldout = _images(8, 0), _images(8, 1)
+    samples = torch.cat([training[:2], heldout[:2]])
+
+    to_training, to_heldout = balanced_distances(
+        _queries(samples), _reference(training, range(8)), _reference(heldout, range(8, 16), "held-out")
+    )
+
+    np.testing.assert_allclose(to_training[:2], 0, atol=1e-3)
+    np.testing.assert_allclose(to_heldout[2:], 0, atol=1e-3)
+    assert (to_heldout[:2] > 0.1).all()
+    assert (to_training[2:] > 0.1).all()
 
 
 def test_a_sample_that_is_near_to_everyone_or_to_no_one_has_no_weight():

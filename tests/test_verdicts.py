@@ -11,7 +11,7 @@ from relict_lightning.evidence import Look, compare, judge
 from relict_lightning.functional import benjamini_hochberg, simes_p_value, tail_p_value
 from relict_lightning.index import IntensityScale, build_reference, scan
 from relict_lightning.results import LEVELS
-from relict_lightning.retrieval import make_queries, nearest_of_union, retrieve
+from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 from relict_lightning.testing import simulate_heads
 from relict_lightning.verdicts import conclude, conclude_without_control
@@ -60,8 +60,7 @@ def scene():
 @pytest.fixture(scope="module")
 def result(scene):
     look, training, heldout, control = scene
-    union = nearest_of_union(look.queries, training, heldout)
-    return conclude(look, training, control=control, union=union, heldout_groups=40, fdr=FDR)
+    return conclude(look, training, heldout=heldout, control=control, fdr=FDR)
 
 
 def test_copies_are_replicas_of_their_originals(result):

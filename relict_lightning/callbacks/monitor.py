@@ -256,8 +256,7 @@ class ReplicaMonitor(Callback):
         drawn = time.perf_counter()
         with random_state_kept():
             result = detector.detect(samples)
-            groups = {"training_groups": detector.training_groups, "heldout_groups": detector.heldout_groups}
-            newly = self._onset_detector.update(result, step=step, epoch=epoch, **groups)
+            newly = self._onset_detector.update(result, step=step, epoch=epoch)
             self.last_result = result
             self.last_pairs = detector.matched_pairs(samples, result, _most_alike(result))
         values = logged_values(

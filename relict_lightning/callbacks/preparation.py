@@ -67,23 +67,26 @@ def describe_power(detector: ReplicaDetector, onset_detector: OnsetDetector, *, 
             stacklevel=2,
         )
         return
-    groups = {"training_groups": detector.training_groups, "heldout_groups": detector.heldout_groups}
-    kind = onset_detector.evidence_kind(num_samples=num_samples, **groups)
-    if kind is EvidenceKind.PERMUTATION:
-        needed = copies_to_decide(onset_detector.next_level, **groups)
-        decides = f"the permutation test can establish onset once {needed} different patients are copied"
-    else:
-        decides = (
-            f"the split is too uneven for the permutation test with {num_samples} samples, so onset rests on the "
-            f"comparison with held-out patients"
+    level = onset_detector.next_level
+    needed = copies_to_decide(level, training_groups=detector.training_groups, heldout_groups=detector.heldout_groups)
+    permutation, conformal = EvidenceKind.PERMUTATION, EvidenceKind.CONFORMAL
+    if needed is not None and needed <= num_samples:
+        rank_zero_info(
+            f"Onset can be established by the permutation test once {needed} different patients are copied, "
+            f"{permutation.assumption}; and of fewer by the comparison with held-out patients, {conformal.assumption}."
         )
-    rank_zero_info(f"At the next evaluation {decides}; {kind.assumption}.")
-    if kind is EvidenceKind.CONFORMAL and detector.heldout_groups < TAIL_CONTROLS:
+        return
+    rank_zero_info(
+        f"The split of {detector.training_groups} training and {detector.heldout_groups} held-out patients is too "
+        f"uneven for the permutation test with {num_samples} samples. Onset rests on the comparison with held-out "
+        f"patients, {conformal.assumption}."
+    )
+    if detector.heldout_groups < TAIL_CONTROLS:
         smallest = 1 / (1 + detector.heldout_groups)
         warnings.warn(
             f"With {detector.heldout_groups} held-out patients no p-value can be smaller than {smallest:.2g}, and "
-            f"{onset_detector.next_level:.2g} is needed at the next evaluation and less later, so onset may never be "
-            f"established. Hold out at least {TAIL_CONTROLS} patients.",
+            f"{level:.2g} is needed at the next evaluation and less later, so onset may never be established. "
+            f"Hold out at least {TAIL_CONTROLS} patients.",
             RelictWarning,
             stacklevel=2,
         )

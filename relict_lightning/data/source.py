@@ -130,9 +130,10 @@ class ImageSource:
                 self._refuse_odd(item, position)
                 earlier = positions_by_id.setdefault(cast("str", item.id), position)
                 if earlier != position:
+                    # Without the id itself: error messages travel further than patients' names should.
                     raise InvalidImageError(
-                        f"{item_name(position, self._role)} has the id {item.id!r}, which item {earlier} has too; "
-                        f"expected unique ids. Give each image its own id, and images of one patient one group."
+                        f"{item_name(position, self._role)} has the same id as item {earlier}; expected unique ids. "
+                        f"Pass each image once, give each its own id, and images of one patient one group."
                     )
             yield ImageBatch(
                 images=torch.stack([item.image for item in batch]),
@@ -157,8 +158,8 @@ class ImageSource:
         given_group = None if self._groups is None else self._groups[position]
         if item.group is not None and given_group not in (None, item.group):
             raise ConfigurationError(
-                f"{name} has the group {item.group!r} of its own, but the groups that were passed say {given_group!r}; "
-                f"expected one group. Drop either."
+                f"{name} has a group of its own that is not the one that was passed for it; expected one group. "
+                f"Drop either."
             )
         id_ = f"{self._role}-{position}" if item.id is None else item.id
         return ImageItem(

@@ -284,7 +284,7 @@ def test_a_value_that_is_not_finite_is_found_wherever_it_lies():
 def test_duplicate_ids_are_refused_across_batches():
     items = [{"image": image, "id": name} for image, name in zip(numbered(4), "abca", strict=True)]
 
-    with pytest.raises(InvalidImageError, match=r"Item 3 .* has the id 'a', which item 0 has too"):
+    with pytest.raises(InvalidImageError, match=r"Item 3 .* has the same id as item 0"):
         all_images(open_images(items, role="training"))
 
 
@@ -313,7 +313,7 @@ def test_contradicting_groups_are_refused():
     items = [{"image": numbered(1)[0], "group": "anna"}]
 
     assert all_names(open_images(items, role="training", groups=["anna"]), "groups") == ["anna"]
-    with pytest.raises(ConfigurationError, match=r"group 'anna' of its own.*say 'ben'"):
+    with pytest.raises(ConfigurationError, match="a group of its own that is not the one that was passed"):
         open_images(items, role="training", groups=["ben"])
 
 
