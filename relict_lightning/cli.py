@@ -218,7 +218,7 @@ def report(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a run that had a ReplicaMonitor.")],
     output: Annotated[Path, typer.Option(help="The report.")] = Path("report.html"),
     monitor: Annotated[
-        str | None, typer.Option(help="Part of the monitor's state key, where the checkpoint holds several monitors.")
+        str | None, typer.Option(help="Name of the monitor, where the checkpoint holds several.")
     ] = None,
 ) -> None:
     """Write the report of a run from a checkpoint, for instance of a run that died."""

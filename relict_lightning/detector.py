@@ -128,6 +128,9 @@ class ReplicaDetector:
         self._encoder = _frozen(encoder, GradientEncoder)
         self._segmenter = _frozen(segmenter, IntensitySegmenter)
         self._segmenter_is_given = segmenter is not None
+        # Taken before first use, because a module may count or remember what it is shown.
+        self._encoder_digest = digest_module(self._encoder)
+        self._segmenter_digest = digest_module(self._segmenter)
         self._fitted: Fitted | None = None
 
     def fit(
@@ -175,7 +178,7 @@ class ReplicaDetector:
                 "that makes the same labels: the control must take the same road as the samples."
             )
         source = open_images(training, role="training", segmentations=training_segmentations, groups=training_groups)
-        contents = scan(source)
+        contents = scan(source, cache_dir=self.cache_dir)
         if source.has_segmentations and not given:
             _LOGGER.info("The training items bring label maps, which are not used: samples would need them too.")
         reference = merge_copies(self._reference(source, contents, contents.scale, given=given), contents)
@@ -314,7 +317,7 @@ class ReplicaDetector:
         fitted = self._state
         if path.exists():
             raise ConfigurationError(f"{path} exists already. Choose another folder, or delete it first.")
-        digests = {"encoder": digest_module(self._encoder), "segmenter": digest_module(self._segmenter)}
+        digests = {"encoder": self._encoder_digest, "segmenter": self._segmenter_digest}
         settings = {"top_k": self.top_k, "fdr": self.fdr, "transforms": self.transforms}
         write_fitted(fitted, path, settings={"arguments": settings, "digests": digests})
         return path
@@ -338,8 +341,12 @@ class ReplicaDetector:
         entry = Entry(Path(path))
         saved: Any = read_settings(entry)
         detector = cls(encoder, segmenter, **saved["arguments"])
-        for name, module in (("encoder", detector._encoder), ("segmenter", detector._segmenter)):
-            if digest_module(module) != saved["digests"][name]:
+        given = {
+            "encoder": (detector._encoder, detector._encoder_digest),
+            "segmenter": (detector._segmenter, detector._segmenter_digest),
+        }
+        for name, (module, digest) in given.items():
+            if digest != saved["digests"][name]:
                 raise IndexStaleError(
                     f"The detector in {path} was fitted with another {name} than the {type(module).__name__} given now "
                     f"(class, configuration or weights differ). Pass the same one as `load(..., {name}=...)`, or fit."
@@ -361,7 +368,8 @@ class ReplicaDetector:
             scale=scale,
             encoder=self._encoder,
             segment=_given_label_maps if given else self._segment_batch,
-            segmenter_digest="given" if given else digest_module(self._segmenter),
+            segmenter_digest="given" if given else self._segmenter_digest,
+            encoder_digest=self._encoder_digest,
             cache_dir=self.cache_dir,
             device=self.device,
             progress=self.progress,
@@ -373,7 +381,7 @@ class ReplicaDetector:
     def _with_control(self, source: ImageSource, training: Scan, *, given: bool) -> Fitted:
         """Return the fitted state with the held-out images and the control that they make."""
         fitted = self._state
-        contents = scan(source)
+        contents = scan(source, cache_dir=self.cache_dir)
         if contents.shape != training.shape:
             raise InvalidImageError(
                 f"Held-out images have shape {contents.shape}, training images {training.shape}. "
@@ -390,7 +398,7 @@ class ReplicaDetector:
         directory = None
         if self.cache_dir is not None:
             parts = {"training": self._state.training.fingerprint, "heldout": heldout_fingerprint, "ids": heldout.ids}
-            settings = {"top_k": self.top_k, "transforms": self.transforms, "segmenter": digest_module(self._segmenter)}
+            settings = {"top_k": self.top_k, "transforms": self.transforms, "segmenter": self._segmenter_digest}
             directory = self.cache_dir / combine({**parts, **settings})
             entry = open_or_put_aside(directory)
             if entry is not None:

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from relict_lightning.data import images_per_batch
 from relict_lightning.functional import copy_likeness, mirror
 from relict_lightning.index import Reference, coarse_view, feature_view
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
-_BATCH = 64
 _PAIRS = 4096
 # A sample is judged against this many images of other groups.
 _OTHERS = 5
@@ -78,8 +78,8 @@ def make_queries(
     """
     feature: list[list[Array]] = [[] for _ in mirrors]
     coarse: list[list[Array]] = [[] for _ in mirrors]
-    for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH].to(device)
+    for part in torch.split(images, images_per_batch(tuple(images.shape[1:]))):
+        batch = part.to(device)
         for position, axes in enumerate(mirrors):
             mirrored = mirror(batch, axes)
             feature[position].append(feature_view(encoder, mirrored).cpu().numpy())
@@ -189,8 +189,13 @@ def balanced_distances(queries: Queries, training: Reference, heldout: Reference
 def _nearest_with_groups(codes: Array, top_k: int) -> Array:
     """Return which of the sorted hits to keep, `[q, k]`, given the group of each."""
     rank = np.arange(codes.shape[1])
-    seen_before = (codes[:, :, None] == codes[:, None, :]) & (rank[None, :] < rank[:, None])
-    first_of_group = ~seen_before.any(axis=2)
+    # Sorted stably, each group's images stand together in the order of their ranks, the nearest one first.
+    order = codes.argsort(axis=1, kind="stable")
+    by_group = np.take_along_axis(codes, order, axis=1)
+    begins = np.ones(codes.shape, dtype=bool)
+    begins[:, 1:] = by_group[:, 1:] != by_group[:, :-1]
+    first_of_group = np.empty(codes.shape, dtype=bool)
+    np.put_along_axis(first_of_group, order, begins, axis=1)
     groups_so_far = first_of_group.cumsum(axis=1)
     keep: Array = (rank < top_k) | (first_of_group & (groups_so_far <= top_k))
     return keep

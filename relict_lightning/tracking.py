@@ -13,6 +13,19 @@ PREFIX = "relict/"
 """All logged names start with this."""
 
 
+def prefix_of(monitor: str) -> str:
+    """Return what the logged names of a monitor start with: a named one has a level of its own.
+
+    Args:
+        monitor: The monitor's name, empty where it has none.
+
+    Example:
+        >>> prefix_of(""), prefix_of("ema")
+        ('relict/', 'relict/ema/')
+    """
+    return f"{PREFIX}{monitor}/" if monitor else PREFIX
+
+
 def logged_values(
     result: DetectionResult, *, onset: bool, seconds_sampling: float, seconds_checking: float
 ) -> dict[str, float]:
@@ -41,18 +54,18 @@ def logged_values(
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def with_prefix(values: Mapping[str, float]) -> dict[str, float]:
-    """Return the values under their logged names."""
-    return {PREFIX + name: value for name, value in values.items()}
+def with_prefix(values: Mapping[str, float], *, monitor: str = "") -> dict[str, float]:
+    """Return the values under the logged names of a monitor."""
+    return {prefix_of(monitor) + name: value for name, value in values.items()}
 
 
-def write_scalars(loggers: Iterable[Logger], values: Mapping[str, float], *, step: int) -> None:
+def write_scalars(loggers: Iterable[Logger], values: Mapping[str, float], *, step: int, monitor: str = "") -> None:
     """Write values to every logger at a step, at once; Lightning's own logging would wait for its next interval."""
     for logger in loggers:
-        logger.log_metrics(with_prefix(values), step=step)
+        logger.log_metrics(with_prefix(values, monitor=monitor), step=step)
 
 
-def write_pairs(loggers: Iterable[Logger], pairs: Sequence[MatchedPair], *, step: int) -> None:
+def write_pairs(loggers: Iterable[Logger], pairs: Sequence[MatchedPair], *, step: int, monitor: str = "") -> None:
     """Send pictures of matched pairs to TensorBoard and W&B. They show patients: call it only when told to.
 
     Captions carry the position in the training set, never an id.
@@ -65,7 +78,7 @@ def write_pairs(loggers: Iterable[Logger], pairs: Sequence[MatchedPair], *, step
         if isinstance(logger, TensorBoardLogger):
             for position, picture in enumerate(pictures):
                 experiment: Any = logger.experiment
-                experiment.add_image(f"{PREFIX}pair_{position}", picture, step, dataformats="HWC")
+                experiment.add_image(f"{prefix_of(monitor)}pair_{position}", picture, step, dataformats="HWC")
         elif isinstance(logger, WandbLogger):
             # As uint8: W&B casts anything else without scaling it.
-            logger.log_image(f"{PREFIX}pairs", pictures, caption=captions)
+            logger.log_image(f"{prefix_of(monitor)}pairs", pictures, caption=captions)

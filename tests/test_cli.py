@@ -192,17 +192,43 @@ def test_report_of_a_checkpoint_without_a_monitor_says_what_it_holds(run, tmp_pa
     assert "holds the state of no ReplicaMonitor, only of: ModelCheckpoint." in result.stderr
 
 
-def test_of_several_monitors_one_is_chosen_by_its_key(run, tmp_path):
-    content = torch.load(run[0], weights_only=True)
-    key = next(key for key in content["callbacks"] if key.startswith("ReplicaMonitor"))
-    content["callbacks"][key.replace("24", "48")] = content["callbacks"][key]
-    torch.save(content, tmp_path / "two.ckpt")
+def _with_a_second_monitor(checkpoint: Path, path: Path) -> Path:
+    """Return a checkpoint that also holds a monitor named "ema", which nothing was kept for."""
+    content = torch.load(checkpoint, weights_only=True)
+    states = content["callbacks"]
+    state = states["ReplicaMonitor{'name': ''}"]
+    states["ReplicaMonitor{'name': 'ema'}"] = {**state, "settings": {**state["settings"], "name": "ema"}}
+    torch.save(content, path)
+    return path
 
-    undecided = _run("report", tmp_path / "two.ckpt", "--output", tmp_path / "report.html")
-    decided = _run("report", tmp_path / "two.ckpt", "--output", tmp_path / "report.html", "--monitor", "48")
 
-    assert (undecided.exit_code, decided.exit_code) == (2, 0)
-    assert "holds 2 monitors" in undecided.stderr
+def test_of_several_monitors_one_is_chosen_by_its_name(run, tmp_path):
+    checkpoint, _, keeper = run
+    both = _with_a_second_monitor(checkpoint, tmp_path / "two.ckpt")
+
+    named = _run("report", both, "--output", tmp_path / "named.html", "--monitor", "ema")
+    unnamed = _run("report", both, "--output", tmp_path / "unnamed.html", "--monitor", "")
+
+    assert (named.exit_code, unnamed.exit_code) == (0, 0)
+    # Checkpoints were kept for the monitor without a name.
+    assert keeper.best.path in (tmp_path / "unnamed.html").read_text()
+    assert keeper.best.path not in (tmp_path / "named.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ((), "holds 2 monitors: '', 'ema'. Name one (`--monitor`)."),
+        (("--monitor", "em"), "holds no ReplicaMonitor of the name 'em', only: '', 'ema'."),
+    ],
+)
+def test_several_monitors_and_none_that_is_named_are_listed(run, tmp_path, chosen, message):
+    both = _with_a_second_monitor(run[0], tmp_path / "two.ckpt")
+
+    result = _run("report", both, "--output", tmp_path / "report.html", *chosen)
+
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
 
 
 class _Exploit:

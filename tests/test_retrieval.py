@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,13 @@ from torch import nn
 
 from relict_lightning.data import open_images
 from relict_lightning.index import IntensityScale, build_reference, coarse_view, feature_view, scan
-from relict_lightning.retrieval import balanced_distances, make_queries, nearest_of_union, retrieve
+from relict_lightning.retrieval import (
+    _nearest_with_groups,
+    balanced_distances,
+    make_queries,
+    nearest_of_union,
+    retrieve,
+)
 
 CPU = torch.device("cpu")
 MIRRORS = ((), (0,), (1,))
@@ -73,6 +81,38 @@ def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
     hits = retrieve(_queries(samples), _reference(training, groups), top_k=top_k)
 
     assert list(zip(hits.sample.tolist(), hits.training.tolist(), strict=True)) == sorted(expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    codes=st.integers(1, 20).flatmap(
+        lambda k: st.lists(st.lists(st.integers(0, 6), min_size=k, max_size=k), min_size=1, max_size=5)
+    ),
+    top_k=st.integers(1, 6),
+)
+def test_the_first_hits_and_the_first_of_each_group_are_kept(codes, top_k):
+    expected = [
+        [
+            rank < top_k or (code not in row[:rank] and len(set(row[: rank + 1])) <= top_k)
+            for rank, code in enumerate(row)
+        ]
+        for row in codes
+    ]
+
+    kept = _nearest_with_groups(np.array(codes), top_k)
+
+    assert kept.tolist() == expected
+
+
+def test_memory_for_groups_grows_with_the_hits_and_not_with_their_square():
+    codes = np.random.default_rng(0).integers(0, 50, (4, 8000))
+    tracemalloc.start()
+
+    _nearest_with_groups(codes, 5)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10 * codes.nbytes
 
 
 def test_a_patient_with_many_images_does_not_hide_the_others():

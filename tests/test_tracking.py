@@ -72,12 +72,24 @@ def test_names_are_prefixed():
     assert with_prefix({"onset": 1.0}) == {"relict/onset": 1.0}
 
 
+def test_names_of_a_named_monitor_have_a_level_of_its_own():
+    assert with_prefix({"onset": 1.0}, monitor="ema") == {"relict/ema/onset": 1.0}
+
+
 def test_every_logger_gets_each_number_once_at_its_step():
     loggers = Remembering(), Remembering()
 
     write_scalars(loggers, {"onset": 1.0}, step=7)
 
     assert [logger.written for logger in loggers] == [[({"relict/onset": 1.0}, 7)]] * 2
+
+
+def test_a_named_monitor_writes_under_its_name():
+    logger = Remembering()
+
+    write_scalars([logger], {"onset": 1.0}, step=7, monitor="ema")
+
+    assert logger.written == [({"relict/ema/onset": 1.0}, 7)]
 
 
 def test_a_logger_that_shows_no_pictures_gets_none(images):

@@ -33,3 +33,21 @@ def together(trainer: Trainer, act: Callable[[], Result], *, doing: str) -> Resu
     if not everyone_did:
         raise OtherProcessError(f"{doing} failed on another process; its error says why. All processes stop together.")
     return results[0]
+
+
+def on_first(trainer: Trainer, act: Callable[[], object], *, doing: str) -> None:
+    """Do something on the first process only; raise on all if it fails.
+
+    Args:
+        trainer: The trainer, whose processes all call this.
+        act: What to do. It must not wait for other processes.
+        doing: What it is, for the message of the other processes.
+
+    Raises:
+        OtherProcessError: On the other processes, if `act` failed. Its own error is raised on the first.
+    """
+    together(trainer, act if trainer.is_global_zero else _nothing, doing=doing)
+
+
+def _nothing() -> None:
+    """Take part without doing anything."""

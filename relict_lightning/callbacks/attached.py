@@ -7,7 +7,7 @@ from relict_lightning.errors import ConfigurationError
 
 
 def attached_monitor(trainer: Trainer, owner: str) -> ReplicaMonitor:
-    """Return the trainer's first `ReplicaMonitor`.
+    """Return the trainer's `ReplicaMonitor`: of several the one without a name, or else the first.
 
     Args:
         trainer: The trainer.
@@ -17,7 +17,7 @@ def attached_monitor(trainer: Trainer, owner: str) -> ReplicaMonitor:
         ConfigurationError: If the trainer has none.
     """
     callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
-    for callback in callbacks:
-        if isinstance(callback, ReplicaMonitor):
-            return callback
-    raise ConfigurationError(f"{owner} needs a ReplicaMonitor among the trainer's callbacks. Add one before it.")
+    monitors = [callback for callback in callbacks if isinstance(callback, ReplicaMonitor)]
+    if not monitors:
+        raise ConfigurationError(f"{owner} needs a ReplicaMonitor among the trainer's callbacks. Add one before it.")
+    return next((monitor for monitor in monitors if not monitor.name), monitors[0])

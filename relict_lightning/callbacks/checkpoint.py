@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from relict_lightning.callbacks.attached import attached_monitor
@@ -18,8 +19,11 @@ class MemorizationCheckpoint(Checkpoint):
 
     After each evaluation of `ReplicaMonitor` before onset it saves a checkpoint, and drops those that a newer one makes
     pointless: an older checkpoint is kept only where its replica rate is better bounded than that of every newer one,
-    or where the permutation test did not yet find that samples lean towards training patients. At onset it names the
-    newest checkpoint whose whole interval lies below the rate at onset, one without leaning before one with it.
+    or where the permutation test did not yet find that samples lean towards training patients. So the oldest that is
+    kept is the cleanest. Where more than `keep` remain, the second oldest goes, never the oldest; with `keep=1` a worse
+    newer one is not saved at all. At onset it names the newest checkpoint whose whole interval lies below the rate at
+    onset, one without leaning before one with it. Of several monitors it follows the one without a name, or else the
+    first. Each `fit` starts afresh, and one with `ckpt_path` goes on with the checkpoints of the run that it resumes.
 
     It is one of Lightning's checkpoint callbacks: with it, the trainer adds no `ModelCheckpoint` of its own, so add one
     where the best or the last weights are wanted as well.
@@ -41,19 +45,24 @@ class MemorizationCheckpoint(Checkpoint):
             raise ConfigurationError(f"keep must be at least 1, got {keep}.")
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.keep = keep
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
         self.kept: list[KeptCheckpoint] = []
         self.best: KeptCheckpoint | None = None
+        self._advised = False
         self._seen = 0
-
-    @property
-    def state_key(self) -> str:
-        """A key that does not change where the folder moves, so that a run can be resumed elsewhere."""
-        return self._generate_state_key(keep=self.keep)
+        self._followed = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fix the folder, the same on every rank."""
-        if self.dirpath is None:
-            self.dirpath = Path(trainer.default_root_dir) / "relict_checkpoints"
+        """Start afresh; the state of a run that is resumed is loaded after this.
+
+        Raises:
+            ConfigurationError: If there is no `ReplicaMonitor`.
+        """
+        if stage == TrainerFn.FITTING:
+            self._start_afresh()
+            self._followed = attached_monitor(trainer, type(self).__name__).name
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pass over evaluations that were made before; there is nothing to save before the first step."""
@@ -90,28 +99,41 @@ class MemorizationCheckpoint(Checkpoint):
         if newest.replica_rate is None:
             return
         if monitor.onset is None:
-            self._save(trainer, newest, newest.replica_rate)
-        elif self.best is None:
+            self._take_in(trainer, newest, newest.replica_rate)
+        elif not self._advised:
+            self._advised = True
             self.best = choose(self.kept, monitor.onset.replica_rate)
             monitor.rollback = self.best
             rank_zero_info(_advice(self.best, monitor.onset.replica_rate))
 
-    def _save(self, trainer: Trainer, evaluation: Evaluation, rate: RateEstimate) -> None:
-        assert self.dirpath is not None  # noqa: S101 - fixed in setup
+    def _take_in(self, trainer: Trainer, evaluation: Evaluation, rate: RateEstimate) -> None:
+        """Save a checkpoint if it is to be kept, and drop those that are not to be kept any longer."""
+        folder = self.dirpath or Path(trainer.default_root_dir) / "relict_checkpoints"
         # No slash in the name: it would make a folder.
-        path = self.dirpath / f"step={evaluation.step}-replicas={rate.successes}-of-{rate.trials}.ckpt"
+        path = folder / f"step={evaluation.step}-replicas={rate.successes}-of-{rate.trials}.ckpt"
         p_value, level = (evaluation.value_of(name) for name in ("memorization_p_value", "alpha_threshold"))
-        kept = KeptCheckpoint(path=str(path), step=evaluation.step, replica_rate=rate, leans=p_value <= level)
-        remaining = [*(older for older in self.kept if not older.is_outdone_by(kept)), kept][-self.keep :]
-        dropped = [older for older in self.kept if older not in remaining and older.path != kept.path]
+        newest = KeptCheckpoint(path=str(path), step=evaluation.step, replica_rate=rate, leans=p_value <= level)
+        # A run that goes on from an earlier step can come by the same step with the same rate again.
+        others = [older for older in self.kept if older.path != newest.path and not older.is_outdone_by(newest)]
+        remaining = [*others, newest]
+        while len(remaining) > self.keep:
+            # Of those that are left, each is worse bounded than the one before it: the oldest is the cleanest.
+            remaining.pop(1)
+        dropped = {older.path for older in self.kept} - {checkpoint.path for checkpoint in remaining}
         self.kept = remaining
-        trainer.save_checkpoint(path, weights_only=False)
-        for older in dropped:
-            trainer.strategy.remove_checkpoint(older.path)
+        if newest in remaining:
+            trainer.save_checkpoint(path, weights_only=False)
+        for outdone in sorted(dropped):
+            trainer.strategy.remove_checkpoint(outdone)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the kept checkpoints as primitives."""
+        """Return the kept checkpoints as primitives, and the name of the monitor that they were kept for.
+
+        Lightning files this under the name of the class alone, so that a run can be resumed with another `keep`.
+        """
         return {
+            "monitor": self._followed,
+            "advised": self._advised,
             "kept": [to_primitives(checkpoint) for checkpoint in self.kept],
             "best": None if self.best is None else to_primitives(self.best),
         }
@@ -121,6 +143,7 @@ class MemorizationCheckpoint(Checkpoint):
         restored = [from_primitives(checkpoint) for checkpoint in state_dict["kept"]]
         self.kept = [checkpoint for checkpoint in restored if Path(checkpoint.path).exists()]
         self.best = state_dict["best"] and from_primitives(state_dict["best"])
+        self._advised = state_dict["advised"]
 
 
 def _advice(best: KeptCheckpoint | None, onset_rate: RateEstimate) -> str:

@@ -1,9 +1,11 @@
 """The monitor: looks at the generator while it trains, and leaves training as if nothing had looked."""
 
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from relict_lightning.callbacks.agreement import on_first, together
 from relict_lightning.callbacks.drawing import SampleDrawer
 from relict_lightning.callbacks.kept import KeptCheckpoint
 from relict_lightning.callbacks.preparation import describe_power, fit_detector
@@ -31,6 +34,8 @@ from relict_lightning.tracking import logged_values, with_prefix, write_pairs, w
 _CHUNK = 32
 _TINY = 4
 _PAIRS_KEPT = 8
+# The arguments on which evaluations depend: a run that is resumed with others goes on, and says so.
+_SETTINGS = ("name", "num_samples", "every_n_epochs", "every_n_steps", "alpha", "tolerance", "seed")
 
 
 class ReplicaMonitor(Callback):
@@ -41,8 +46,12 @@ class ReplicaMonitor(Callback):
     states, modes and the order of data are left as if nothing had looked. `MemorizationStopping` and
     `MemorizationCheckpoint` act on what it finds.
 
+    Each `fit` is a run of its own, with its own history, onset and `alpha` to spend; only `fit(ckpt_path=...)` goes on
+    with those of the run that it resumes. Of several monitors in one trainer all but one need a `name` each.
+
     Args:
-        detector: The detector; fitted here unless it is fitted. None makes one with the defaults.
+        detector: The detector; fitted here, anew for each run, unless it was fitted before. None makes one with the
+            defaults.
         sampler: Where samples come from: a `Sampler`, a function of (module, n), or the name of a method of the
             module. None calls `module.sample(n)`, with a `generator` where it takes one.
         num_samples: Samples per evaluation.
@@ -63,9 +72,11 @@ class ReplicaMonitor(Callback):
         log_images: Whether pictures of matched pairs, which show patients, are sent to the loggers.
         report_path: Where to write the HTML report, which shows patients, when training ends; None writes none.
         progress: Whether to show progress bars; None follows the trainer's.
+        name: What tells this monitor from others in the same trainer, of letters, digits, `_`, `.` and `-`; its numbers
+            are logged under `relict/<name>/`.
 
     Raises:
-        ConfigurationError: If a number lies outside its range.
+        ConfigurationError: If a number lies outside its range, or `name` has other characters.
 
     Attributes:
         history: Every evaluation so far.
@@ -96,16 +107,25 @@ class ReplicaMonitor(Callback):
         log_images: bool = False,
         report_path: str | Path | None = None,
         progress: bool | None = None,
+        name: str = "",
     ) -> None:
         if num_samples < 2:
             raise ConfigurationError(f"num_samples must be at least 2, got {num_samples}.")
         if sample_batch_size is not None and sample_batch_size < 1:
             raise ConfigurationError(f"sample_batch_size must be at least 1, got {sample_batch_size}.")
-        self.schedule = Schedule(every_n_epochs=every_n_epochs, every_n_steps=every_n_steps)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]*", name):
+            raise ConfigurationError(f"name may have only letters, digits, '_', '.' and '-', got {name!r}.")
+        self.name = name
         self.detector = detector
+        self._detector_is_own = False
+        self._fits_detector = False
         size = sample_batch_size or min(num_samples, _CHUNK)
         self._drawer = SampleDrawer(resolve_sampler(sampler), chunk_size=size, seed=seed)
         self.num_samples = num_samples
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.alpha = alpha
+        self.tolerance = tolerance
         self.training = training
         self.heldout = heldout
         self.evaluate_at_start = evaluate_at_start
@@ -115,35 +135,48 @@ class ReplicaMonitor(Callback):
         self.log_images = log_images
         self.report_path = None if report_path is None else Path(report_path)
         self.progress = progress
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Forget all that belongs to one run."""
+        self.schedule = Schedule(every_n_epochs=self.every_n_epochs, every_n_steps=self.every_n_steps)
+        self._onset_detector = OnsetDetector(alpha=self.alpha, tolerance=self.tolerance)
         self.history: list[Evaluation] = []
         self.last_result: DetectionResult | None = None
         self.last_pairs: list[MatchedPair] = []
         self.rollback: KeptCheckpoint | None = None
-        self._onset_detector = OnsetDetector(alpha=alpha, tolerance=tolerance)
         self.evaluated_now = False
         self._shown_in_epoch: int | None = None
 
     @property
     def state_key(self) -> str:
-        """A key of its own for each configuration, so that two monitors keep two histories."""
-        return self._generate_state_key(
-            num_samples=self.num_samples,
-            schedule=str(self.schedule),
-            seed=self.seed,
-            sampler=type(self._drawer.sampler).__name__,
-        )
+        """A key of its own for each name: two monitors keep two histories, and a setting can change on resume."""
+        return self._generate_state_key(name=self.name)
 
     @property
     def onset(self) -> Onset | None:
         """When memorization was established; None while it is not."""
         return self._onset_detector.onset
 
-    @property
-    def alpha(self) -> float:
-        """Bound on the probability of a false alarm over the whole run."""
-        return self._onset_detector.alpha
-
     # Hooks ------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start a run afresh; the state of one that is resumed is loaded after this.
+
+        Raises:
+            ConfigurationError: If another monitor in the trainer has the same name.
+        """
+        if stage != TrainerFn.FITTING:
+            return
+        callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
+        if any(
+            isinstance(other, ReplicaMonitor) and other.name == self.name for other in callbacks if other is not self
+        ):
+            raise ConfigurationError(
+                f"Two ReplicaMonitors of this trainer have the name {self.name!r}, so their numbers and their states "
+                f"would be mixed up. Give one of them another, as `ReplicaMonitor(..., name=...)`."
+            )
+        self._start_afresh()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Build the reference, or find it in the cache, and evaluate once unless the run is resumed."""
@@ -153,7 +186,7 @@ class ReplicaMonitor(Callback):
         if self.evaluate_at_start and not self.history:
             values = self._evaluate(trainer, pl_module)
             # Not through the module's `log`: what is logged here would overwrite the first epoch's value at its end.
-            write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
+            self._write(trainer, values)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -164,10 +197,10 @@ class ReplicaMonitor(Callback):
             return
         values = self._evaluate(trainer, pl_module)
         pl_module.log_dict(
-            with_prefix({**values, "evaluated": 1.0}),
+            with_prefix({**values, "evaluated": 1.0}, monitor=self.name),
             on_step=True, on_epoch=False, logger=False, batch_size=1,
         )  # fmt: skip
-        write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
+        self._write(trainer, values)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate where an epoch is due and the trainer validates: early stopping reads the values right after."""
@@ -186,22 +219,14 @@ class ReplicaMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the final weights if the last evaluation saw others, say how it ended, and write the report."""
         seen = self.history and self.history[-1].step == trainer.global_step
-        if self.evaluate_at_end and self.onset is None and not seen:
-            values = self._evaluate(trainer, pl_module)
-            write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
+        if self.evaluate_at_end and not seen:
+            self._write(trainer, self._evaluate(trainer, pl_module))
         last_rate = self.history[-1].replica_rate if self.history else None
         if self.onset is None and last_rate is not None:
             rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {last_rate}.")
-        if self.report_path is not None and self.history and trainer.is_global_zero and not _is_dry_run(trainer):
-            path = write_report(
-                self.report_path,
-                title=f"Replicas of training patients in {type(pl_module).__name__}",
-                evaluations=self.history,
-                onset=onset_summary(self.onset, self.rollback),
-                pairs=self.last_pairs,
-                settings=self.settings(),
-            )
-            rank_zero_info(f"Report, a local file that shows patients: {path}.")
+        if self.report_path is not None and self.history and not _is_dry_run(trainer):
+            write = partial(self._write_report, self.report_path, model=type(pl_module).__name__)
+            on_first(trainer, write, doing="Writing the report")
 
     def settings(self) -> dict[str, str]:
         """Return what the numbers of this run depend on, in words."""
@@ -213,7 +238,7 @@ class ReplicaMonitor(Callback):
             "Evaluations": str(self.schedule),
             "False discovery rate of the verdicts": f"{detector.fdr:g}",
             "Probability of a false alarm over the run": f"at most {self.alpha:g}",
-            "Tolerated replica rate": f"{self._onset_detector.tolerance:g}",
+            "Tolerated replica rate": f"{self.tolerance:g}",
             "Hits per view": str(detector.top_k),
             "Alterations searched": detector.transforms,
             "Seed of sampling": str(self.seed),
@@ -232,7 +257,12 @@ class ReplicaMonitor(Callback):
             return
         self._show(trainer, pl_module, values, evaluated=due)
         if due:
-            write_scalars(trainer.loggers if trainer.is_global_zero else (), values, step=trainer.global_step)
+            self._write(trainer, values)
+
+    def _write(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Write the values of an evaluation to the loggers."""
+        write = partial(write_scalars, trainer.loggers, values, step=trainer.global_step, monitor=self.name)
+        on_first(trainer, write, doing="Writing to the loggers")
 
     def _show(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float], *, evaluated: bool) -> None:
         """Show values to other callbacks: early stopping and checkpoints expect some at every epoch.
@@ -242,7 +272,7 @@ class ReplicaMonitor(Callback):
         """
         self._shown_in_epoch = trainer.current_epoch
         pl_module.log_dict(
-            with_prefix({**values, "evaluated": float(evaluated)}),
+            with_prefix({**values, "evaluated": float(evaluated)}, monitor=self.name),
             on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True,
         )  # fmt: skip
 
@@ -254,11 +284,15 @@ class ReplicaMonitor(Callback):
         started = time.perf_counter()
         samples = self._draw(trainer, pl_module)
         drawn = time.perf_counter()
-        with random_state_kept():
-            result = detector.detect(samples)
-            newly = self._onset_detector.update(result, step=step, epoch=epoch)
-            self.last_result = result
-            self.last_pairs = detector.matched_pairs(samples, result, _most_alike(result))
+
+        def check() -> tuple[DetectionResult, list[MatchedPair]]:
+            with random_state_kept():
+                result = detector.detect(samples)
+                return result, detector.matched_pairs(samples, result, _most_alike(result))
+
+        result, pairs = together(trainer, check, doing="Checking the samples")
+        self.last_result, self.last_pairs = result, pairs
+        newly = self._onset_detector.update(result, step=step, epoch=epoch)
         values = logged_values(
             result,
             onset=self.onset is not None,
@@ -274,9 +308,22 @@ class ReplicaMonitor(Callback):
         self.evaluated_now = True
         if newly is not None:
             rank_zero_info(newly.reason)
-        if self.log_images and trainer.is_global_zero and not _is_dry_run(trainer):
-            write_pairs(trainer.loggers, self.last_pairs, step=step)
+        if self.log_images and not _is_dry_run(trainer):
+            write = partial(write_pairs, trainer.loggers, pairs, step=step, monitor=self.name)
+            on_first(trainer, write, doing="Writing pictures to the loggers")
         return values
+
+    def _write_report(self, path: Path, *, model: str) -> None:
+        """Write the report of the run, and say where it lies."""
+        written = write_report(
+            path,
+            title=f"Replicas of training patients in {model}",
+            evaluations=self.history,
+            onset=onset_summary(self.onset, self.rollback),
+            pairs=self.last_pairs,
+            settings=self.settings(),
+        )
+        rank_zero_info(f"Report, a local file that shows patients: {written}.")
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         """Return this evaluation's samples, the same on every rank."""
@@ -301,12 +348,15 @@ class ReplicaMonitor(Callback):
         return trainer.progress_bar_callback is not None if self.progress is None else self.progress
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the detector and fit it, unless it is fitted, and say what it can decide."""
-        if self.detector is None:
+        """Make the detector and fit it, unless it was given fitted, and say what it can decide."""
+        if self.detector is None or self._detector_is_own:
+            self._detector_is_own = True
             cache_dir = self.cache_dir or Path(trainer.default_root_dir) / "relict_cache"
             self.detector = ReplicaDetector(cache_dir=cache_dir, progress=self._shows_progress(trainer))
         detector = self.detector.to(pl_module.device)
-        if not detector.is_fitted:
+        # What was fitted here in an earlier run knows that run's patients.
+        if self._fits_detector or not detector.is_fitted:
+            self._fits_detector = True
             training = training_source(self.training, trainer)
             fit_detector(detector, trainer, training=training, heldout=heldout_source(self.heldout, trainer))
         describe_power(detector, self._onset_detector, num_samples=self.num_samples)
@@ -314,8 +364,9 @@ class ReplicaMonitor(Callback):
     # State ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return schedule, history and onset as primitives, without anything that shows or names a patient."""
+        """Return settings, schedule, history and onset as primitives, without anything of a patient."""
         return {
+            "settings": {name: getattr(self, name) for name in _SETTINGS},
             "schedule": self.schedule.state_dict(),
             "onset": self._onset_detector.state_dict(),
             "history": [
@@ -334,18 +385,17 @@ class ReplicaMonitor(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a run: history, onset and spent alpha are taken over, and a changed setting is pointed out."""
-        saved = state_dict["onset"]
-        for name in ("alpha", "tolerance"):
-            now = getattr(self._onset_detector, name)
-            if saved[name] != now:
+        for name, saved in state_dict["settings"].items():
+            now = getattr(self, name)
+            if saved != now:
                 warnings.warn(
-                    f"ReplicaMonitor resumes a run that had {name}={saved[name]} with {name}={now}. "
+                    f"ReplicaMonitor resumes a run that had {name}={saved!r} with {name}={now!r}. "
                     f"Evaluations from here on use the new value; what was decided before stays.",
                     RelictWarning,
                     stacklevel=2,
                 )
         self.schedule.load_state_dict(state_dict["schedule"])
-        self._onset_detector.load_state_dict(saved)
+        self._onset_detector.load_state_dict(state_dict["onset"])
         self.history = [
             Evaluation(
                 step=evaluation["step"],

@@ -24,7 +24,7 @@ def write_checkpoint_report(path: str | Path, *, checkpoint: str | Path, monitor
     Args:
         path: Where to write the report.
         checkpoint: The checkpoint.
-        monitor: Part of the monitor's state key, such as `'num_samples': 64`; needed where there are several monitors.
+        monitor: The monitor's name, needed where there are several; empty for the one without a name.
 
     Raises:
         ConfigurationError: If the checkpoint holds no monitor, one without an evaluation, or several to choose from.
@@ -32,17 +32,16 @@ def write_checkpoint_report(path: str | Path, *, checkpoint: str | Path, monitor
     """
     checkpoint = Path(checkpoint)
     states = _callback_states(checkpoint)
-    key = _monitor_key(states, checkpoint, wanted=monitor)
-    saved = states[key]["onset"]
-    watched = ReplicaMonitor(alpha=saved["alpha"], tolerance=saved["tolerance"])
-    watched.load_state_dict(states[key])
+    state = _monitor_state(states, checkpoint, wanted=monitor)
+    watched = ReplicaMonitor(**state["settings"])
+    watched.load_state_dict(state)
     if not watched.history:
         raise ConfigurationError(
             f"{checkpoint} was saved before the first evaluation of its ReplicaMonitor. Pass a later checkpoint."
         )
     best = None
-    keeper_key = next((name for name in states if name.startswith(MemorizationCheckpoint.__name__)), None)
-    if keeper_key is not None and watched.onset is not None:
+    keeper_key = next((key for key in states if key.startswith(MemorizationCheckpoint.__name__)), None)
+    if keeper_key is not None and watched.onset is not None and states[keeper_key]["monitor"] == watched.name:
         keeper = MemorizationCheckpoint()
         keeper.load_state_dict(states[keeper_key])
         best = keeper.best or choose(keeper.kept, watched.onset.replica_rate)
@@ -54,9 +53,12 @@ def write_checkpoint_report(path: str | Path, *, checkpoint: str | Path, monitor
         onset=onset_summary(watched.onset, best),
         pairs=[],
         settings={
-            "Monitor": key,
+            **({"Monitor": watched.name} if watched.name else {}),
+            "Samples per evaluation": str(watched.num_samples),
+            "Evaluations": str(watched.schedule),
+            "Seed of sampling": str(watched.seed),
             "Probability of a false alarm over the run": f"at most {watched.alpha:g}",
-            "Tolerated replica rate": f"{saved['tolerance']:g}",
+            "Tolerated replica rate": f"{watched.tolerance:g}",
         },
         notes=[
             f"This report was written from a checkpoint: it ends with the evaluation at step {last.step}, and holds no "
@@ -86,16 +88,19 @@ def _callback_states(checkpoint: Path) -> Mapping[str, Any]:
     return states
 
 
-def _monitor_key(states: Mapping[str, Any], checkpoint: Path, *, wanted: str | None) -> str:
-    """Return the key of the one monitor that is meant."""
-    keys = [key for key in states if key.startswith(ReplicaMonitor.__name__) and (wanted is None or wanted in key)]
-    if len(keys) == 1:
-        return keys[0]
-    if not keys:
-        described = "no ReplicaMonitor" if wanted is None else f"no ReplicaMonitor with {wanted!r} in its key"
+def _monitor_state(states: Mapping[str, Any], checkpoint: Path, *, wanted: str | None) -> dict[str, Any]:
+    """Return the state of the one monitor that is meant."""
+    of_name: dict[str, dict[str, Any]] = {
+        state["settings"]["name"]: state for key, state in states.items() if key.startswith(ReplicaMonitor.__name__)
+    }
+    if not of_name:
         raise ConfigurationError(
-            f"{checkpoint} holds the state of {described}, only of: {', '.join(states) or 'none'}."
+            f"{checkpoint} holds the state of no ReplicaMonitor, only of: {', '.join(states) or 'none'}."
         )
-    raise ConfigurationError(
-        f"{checkpoint} holds {len(keys)} monitors: {'; '.join(keys)}. Say which with a part of its key (`--monitor`)."
-    )
+    names = ", ".join(repr(name) for name in of_name)
+    if wanted is None and len(of_name) > 1:
+        raise ConfigurationError(f"{checkpoint} holds {len(of_name)} monitors: {names}. Name one (`--monitor`).")
+    found = next(iter(of_name.values())) if wanted is None else of_name.get(wanted)
+    if found is None:
+        raise ConfigurationError(f"{checkpoint} holds no ReplicaMonitor of the name {wanted!r}, only: {names}.")
+    return found

@@ -5,18 +5,21 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from torch import Tensor
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, tensor
 
 from relict_lightning.callbacks.attached import attached_monitor
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.tracking import PREFIX
+from relict_lightning.tracking import prefix_of
 
 
 class MemorizationStopping(EarlyStopping):
     """Stops training once `ReplicaMonitor` has established memorization onset.
 
     It never stops for any other reason: a replica rate that stays at zero does not wear out its patience. It looks
-    after every point at which the monitor may have evaluated, and stops all processes together.
+    after every point at which the monitor may have evaluated, and stops all processes together. Of several monitors it
+    follows the one without a name, or else the first. Each `fit` starts afresh.
 
     Args:
         verbose: Whether to print the reason.
@@ -24,7 +27,7 @@ class MemorizationStopping(EarlyStopping):
 
     def __init__(self, *, verbose: bool = True) -> None:
         super().__init__(
-            monitor=f"{PREFIX}onset",
+            monitor=_value_of(""),
             mode="max",
             stopping_threshold=0.5,
             # Only onset stops: there is no waiting for an improvement.
@@ -34,13 +37,28 @@ class MemorizationStopping(EarlyStopping):
         )
         self._has_stopped = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the monitor to follow, and start afresh.
+
+        Raises:
+            ConfigurationError: If there is no `ReplicaMonitor`.
+        """
+        super().setup(trainer, pl_module, stage)
+        if stage != TrainerFn.FITTING:
+            return
+        self.monitor = _value_of(attached_monitor(trainer, type(self).__name__).name)
+        self._has_stopped = False
+        self.wait_count = self.stopped_epoch = 0
+        self.best_score = tensor(-float("inf"))
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.stopping_reason_message = None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that there is a monitor that can establish onset.
 
         Raises:
-            ConfigurationError: If there is no `ReplicaMonitor` before this callback, or it has no held-out images.
+            ConfigurationError: If the `ReplicaMonitor` comes after this callback, or has no held-out images.
         """
-        self._has_stopped = False
         monitor = attached_monitor(trainer, type(self).__name__)
         if monitor.detector is None or not monitor.detector.is_fitted:
             raise ConfigurationError(
@@ -78,3 +96,8 @@ class MemorizationStopping(EarlyStopping):
         should_stop, _ = super()._evaluate_stopping_criteria(current)
         self._has_stopped = should_stop
         return should_stop, "Stopping: memorization onset was established." if should_stop else None
+
+
+def _value_of(monitor: str) -> str:
+    """Return the name under which a monitor shows whether memorization is established."""
+    return f"{prefix_of(monitor)}onset"

@@ -1,5 +1,6 @@
 """Reads arrays, data sets and files (NIfTI, DICOM, pictures) into `[m, c, *spatial]` with ids and groups."""
 
+from relict_lightning.data.batching import images_per_batch
 from relict_lightning.data.folder import ImageFolder
 from relict_lightning.data.isolation import random_state_kept
 from relict_lightning.data.items import Role
@@ -16,6 +17,7 @@ __all__ = [
     "Role",
     "check_repeatable",
     "images_at",
+    "images_per_batch",
     "open_images",
     "random_state_kept",
     "read_image",

@@ -92,6 +92,11 @@ class ImageSource:
         """Return the number of images."""
         return self._length
 
+    def containers(self) -> tuple[object, object | None]:
+        """Return what images and passed label maps are read from, as copies that share what is large."""
+        with random_state_kept():
+            return self._open_items(), None if self._open_segmentations is None else self._open_segmentations()
+
     def batches(self, batch_size: int) -> Iterator[ImageBatch]:
         """Return the images in order, in batches; the last one may be smaller.
 

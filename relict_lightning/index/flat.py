@@ -5,7 +5,7 @@ from typing import Any, final
 import faiss
 import numpy as np
 
-from relict_lightning.errors import InvalidImageError
+from relict_lightning.errors import IndexStaleError, InvalidImageError
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -45,7 +45,14 @@ class FlatIndex:
         Raises:
             InvalidImageError: If a query is not finite: FAISS would answer it with position -1, which is the last
                 patient's.
+            IndexStaleError: If queries have another number of dimensions than the vectors.
         """
+        if queries.shape[1] != self.index.d:
+            raise IndexStaleError(
+                f"The index holds vectors of {self.index.d} numbers, but the encoder returned {queries.shape[1]} for "
+                f"the images looked up. Use the encoder that the index was built with, one whose output size does not "
+                f"depend on the images, or fit again with an empty cache folder."
+            )
         if not np.isfinite(queries).all():
             bad = np.flatnonzero(~np.isfinite(queries).all(axis=1)).tolist()
             raise InvalidImageError(

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -13,17 +13,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from relict_lightning.data import ImageBatch, ImageSource
+from relict_lightning.data import ImageBatch, ImageSource, images_per_batch
 from relict_lightning.errors import InvalidImageError
 from relict_lightning.index.entry import Entry, EntryWriter, open_or_put_aside, writing
 from relict_lightning.index.fingerprint import combine, digest_array, digest_module
 from relict_lightning.index.flat import FlatIndex
+from relict_lightning.index.read_once import ReadOnce, is_in_memory
 from relict_lightning.index.views import coarse_view, feature_view
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 _LOGGER = logging.getLogger(__name__)
-_BATCH = 32
 _ARRAYS = ("feature_vectors", "coarse_vectors", "volumes", "label_maps")
 
 
@@ -58,6 +58,7 @@ class Scan:
         digest: Hash of every image, label map, id and group, in order.
         item_digests: Hash of every image's values alone; equal ones are bitwise copies.
         largest_label: Largest label of the given label maps; None where there are none.
+        kept: What was read, until a reference is built from it; None where reading again costs nothing.
     """
 
     shape: tuple[int, ...]
@@ -66,6 +67,7 @@ class Scan:
     digest: str
     item_digests: tuple[str, ...]
     largest_label: int | None
+    kept: ReadOnce | None = field(default=None, repr=False, compare=False)
 
 
 @final
@@ -111,18 +113,38 @@ class Reference:
         return self.volumes.shape[1:]
 
 
-def scan(source: ImageSource) -> Scan:
+def scan(source: ImageSource, *, cache_dir: Path | None = None) -> Scan:
     """Read a set once: count, shape, intensity range and content hash.
+
+    What is read from anything but arrays in memory is kept for `build_reference`, which drops it. Beyond 256 MiB that
+    takes, for so long, the disk space of the set in float32.
+
+    Args:
+        source: The images.
+        cache_dir: Folder whose disk holds what is kept; None takes the system's folder for temporary files.
 
     Raises:
         InvalidImageError: If every voxel of the set has one value.
     """
+    kept = None if is_in_memory(source) else ReadOnce(cache_dir)
+    try:
+        return _scan(source, kept)
+    except BaseException:
+        if kept is not None:
+            kept.close()
+        raise
+
+
+def _scan(source: ImageSource, kept: ReadOnce | None) -> Scan:
+    """Read a set, and keep what is read where there is something to keep it in."""
     digests: list[str] = []
     item_digests: list[str] = []
     low, high = np.inf, -np.inf
     shape: tuple[int, ...] = ()
     largest_label: int | None = None
-    for batch in source.batches(_BATCH):
+    for batch in source.batches(images_per_batch(source.image_shape)):
+        if kept is not None:
+            kept.add(batch)
         images = batch.images.numpy()
         shape = images.shape[1:]
         low, high = min(low, float(images.min())), max(high, float(images.max()))
@@ -145,6 +167,7 @@ def scan(source: ImageSource) -> Scan:
         digest=combine({"items": digests}),
         item_digests=tuple(item_digests),
         largest_label=largest_label,
+        kept=kept,
     )
 
 
@@ -160,12 +183,13 @@ def build_reference(
     cache_dir: Path | None,
     device: torch.device,
     progress: bool,
+    encoder_digest: str | None = None,
 ) -> Reference:
     """Return the reference of a set of images, from the cache where it holds one of the same fingerprint.
 
     Args:
-        source: The images.
-        contents: What `scan` told of them.
+        source: The images. They are read only where the scan did not keep them.
+        contents: What `scan` told of them. What it kept is dropped, whether building succeeds or not.
         scale: The training set's intensity scale.
         encoder: Images on that scale to embeddings.
         segment: A batch on that scale to its label maps, `[b, *spatial]`.
@@ -173,18 +197,27 @@ def build_reference(
         cache_dir: Folder of the cache; None keeps everything in memory.
         device: Where to encode.
         progress: Whether to show a progress bar.
+        encoder_digest: Hash of the encoder, from before it was used for the first time; None takes it now.
 
     Returns:
         The reference, whose `from_cache` tells which of the two happened.
     """
-    fingerprint = combine(
-        {
-            "images": contents.digest,
-            "scale": [scale.low, scale.high],
-            "encoder": digest_module(encoder),
-            "segmenter": segmenter_digest,
-        }
-    )
+    parts = {"images": contents.digest, "scale": [scale.low, scale.high]}
+    pipeline = _Pipeline(scale=scale, encoder=encoder, segment=segment, device=device, progress=progress)
+    try:
+        fingerprint = combine(
+            {**parts, "encoder": encoder_digest or digest_module(encoder), "segmenter": segmenter_digest}
+        )
+        return _found_or_built(source, contents, pipeline, fingerprint, cache_dir)
+    finally:
+        if contents.kept is not None:
+            contents.kept.close()
+
+
+def _found_or_built(
+    source: ImageSource, contents: Scan, pipeline: "_Pipeline", fingerprint: str, cache_dir: Path | None
+) -> Reference:
+    """Return the reference from the cache, or fill it and put it there."""
     directory = None if cache_dir is None else cache_dir / fingerprint
     entry = None if directory is None else open_or_put_aside(directory)
     if entry is not None:
@@ -192,7 +225,6 @@ def build_reference(
         message = "Reused the cached index of %d %s images, %s: %.2f s saved."
         _LOGGER.info(message, len(cached), source.role, directory, cached.seconds)
         return cached
-    pipeline = _Pipeline(scale=scale, encoder=encoder, segment=segment, device=device, progress=progress)
     if directory is None:
         return pipeline.fill(source, contents, lambda _, shape, dtype: np.empty(shape, dtype), fingerprint)
     with writing(directory) as writer:
@@ -233,7 +265,7 @@ class _Pipeline:
         vectors: dict[str, Array] = {}
         bar = tqdm(total=count, desc=f"Indexing {source.role} images", unit="image", disable=not self.progress)
         with bar:
-            for batch in source.batches(_BATCH):
+            for batch in _batches(source, contents):
                 here = slice(len(ids), len(ids) + len(batch.ids))
                 images = self.scale.apply(batch.images.to(self.device))
                 _refuse_other_units(images, source.role)
@@ -262,6 +294,13 @@ class _Pipeline:
             seconds=time.perf_counter() - started,
             from_cache=False,
         )
+
+
+def _batches(source: ImageSource, contents: Scan) -> Iterator[ImageBatch]:
+    """Return the images as the scan kept them, or read them again."""
+    if contents.kept is None or contents.kept.is_closed:
+        return source.batches(images_per_batch(source.image_shape))
+    return contents.kept.batches()
 
 
 def subset(reference: Reference, positions: Sequence[int]) -> Reference:

@@ -4,9 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from relict_lightning.data import images_per_batch
 from relict_lightning.errors import InvalidImageError
-
-_BATCH = 64
 
 
 @torch.no_grad()
@@ -25,7 +24,7 @@ def label_maps(
         InvalidImageError: If the segmenter returns something else.
     """
     parts = []
-    for batch in torch.split(images, _BATCH):
+    for batch in torch.split(images, images_per_batch(tuple(images.shape[1:]))):
         output = segmenter(batch.to(device))
         shape = (len(batch), *batch.shape[2:])
         if isinstance(output, Tensor) and tuple(output.shape) == shape:

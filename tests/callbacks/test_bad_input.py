@@ -188,6 +188,8 @@ def test_a_name_without_a_datamodule_is_refused(trainer, heads, copying, tmp_pat
         ({"every_n_steps": 0}, "every_n_steps must be at least 1, got 0"),
         ({"alpha": 1.0}, r"alpha must lie in \(0, 1\), got 1.0"),
         ({"tolerance": 1.0}, r"tolerance must lie in \[0, 1\), got 1.0"),
+        ({"name": "val/ema"}, r"name may have only letters, digits, '_', '\.' and '-', got 'val/ema'"),
+        ({"name": "ema\n"}, r"got 'ema\\n'"),
     ],
 )
 def test_arguments_outside_their_range_are_refused(arguments, message):

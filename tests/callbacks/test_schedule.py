@@ -111,6 +111,15 @@ def test_with_two_optimizers_stepped_by_hand_no_due_step_is_missed(trainer, head
     assert _steps(watching) == steps
 
 
+def test_the_last_weights_are_evaluated_also_after_an_onset_that_was_not_acted_on(trainer, heads, monitor, copying):
+    watching = monitor(every_n_epochs=2)
+
+    trainer(watching, max_epochs=3).fit(copying((8, 1.0)), heads.training_loader(), heads.heldout_loader())
+
+    assert watching.onset.step == 8
+    assert _steps(watching) == [0, 8, 12]
+
+
 def test_the_sanity_check_is_not_evaluated(trainer, heads, monitor, copying):
     class DuringSanityCheck(Callback):
         def on_sanity_check_end(self, trainer: Any, pl_module: Any) -> None:

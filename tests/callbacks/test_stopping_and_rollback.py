@@ -10,6 +10,7 @@ from relict_lightning import MemorizationCheckpoint, MemorizationStopping, Repli
 from relict_lightning.callbacks.kept import KeptCheckpoint, choose
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.functional import estimate_rate
+from relict_lightning.results import Evaluation
 
 
 def _kept(successes: int, trials: int = 48, *, step: int = 0) -> KeptCheckpoint:
@@ -92,7 +93,7 @@ def test_the_messages_say_reason_rate_interval_step_and_checkpoint(
     (onset,) = [message for message in messages if message.startswith("Memorization onset")]
     assert "at step 8 (epoch 1): replica rate 48/48 = 100.0 % [92.6 %, 100.0 %]" in onset
     assert "permutation p-value" in onset
-    assert "at evaluation 3, where 0.0034 was allowed" in onset
+    assert "at evaluation 2, where 0.0038 was allowed" in onset
     assert "assuming only that training and held-out patients were split at random" in onset
     (back,) = [message for message in messages if message.startswith("Go back")]
     assert back == (
@@ -120,6 +121,16 @@ def test_where_copying_began_before_the_first_step_there_is_nothing_to_go_back_t
 
     assert keeper.best is None
     assert any("No checkpoint was saved before memorization onset" in message for message in messages)
+
+
+def test_that_there_is_nothing_to_go_back_to_is_said_once(trainer, heads, monitor, copying, tmp_path, messages):
+    keeper = MemorizationCheckpoint(tmp_path / "kept")
+    watching = monitor(evaluate_at_start=False)
+
+    trainer(watching, keeper, max_epochs=4).fit(copying((0, 1.0)), heads.training_loader(), heads.heldout_loader())
+
+    assert len(watching.history) == 4
+    assert sum("No checkpoint was saved before memorization onset" in message for message in messages) == 1
 
 
 @pytest.mark.parametrize(
@@ -151,7 +162,61 @@ def test_no_more_checkpoints_are_kept_than_asked_for(trainer, heads, monitor, co
     lying = sorted(path.name for path in (tmp_path / "kept").iterdir())
     assert len(lying) == files
     assert sorted(checkpoint.path for checkpoint in keeper.kept) == [str(tmp_path / "kept" / name) for name in lying]
-    assert keeper.kept[-1].step == 12
+    assert keeper.kept[0].step == 4
+
+
+class Planned(ReplicaMonitor):
+    """Finds as many copies among 64 samples after each epoch as it was told to; takes down what is saved."""
+
+    def __init__(self, *copies: int) -> None:
+        super().__init__()
+        self.copies = copies
+        self.saved_at: list[int] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        pass
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        rate = estimate_rate(self.copies[trainer.current_epoch], 64)
+        step, measures, context = trainer.global_step, {"memorization_p_value": 1.0}, {"alpha_threshold": 0.01}
+        self.history.append(Evaluation(step=step, epoch=0, replica_rate=rate, measures=measures, context=context))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        pass
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        self.saved_at.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept", "saved_at"),
+    [
+        pytest.param(3, [0, 3, 4], [4, 8, 12, 16, 20], id="the cleanest and the two newest"),
+        pytest.param(2, [0, 4], [4, 8, 12, 16, 20], id="the cleanest and the newest"),
+        pytest.param(1, [0], [4], id="the cleanest, and no worse one is written"),
+    ],
+)
+def test_where_the_rate_rises_the_cleanest_checkpoint_is_never_dropped(
+    trainer, heads, copying, tmp_path, keep, kept, saved_at
+):
+    watching, keeper = Planned(0, 1, 2, 3, 4), MemorizationCheckpoint(tmp_path / "kept", keep=keep)
+
+    trainer(watching, keeper, max_epochs=5).fit(copying(), heads.training_loader())
+
+    assert [checkpoint.replica_rate.successes for checkpoint in keeper.kept] == kept
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
+        f"step={4 * copies + 4}-replicas={copies}-of-64.ckpt" for copies in kept
+    }
+    assert watching.saved_at == saved_at
+
+
+def test_a_checkpoint_as_clean_as_all_before_it_replaces_them(trainer, heads, copying, tmp_path):
+    watching, keeper = Planned(1, 5, 9, 3, 1), MemorizationCheckpoint(tmp_path / "kept")
+
+    trainer(watching, keeper, max_epochs=5).fit(copying(), heads.training_loader())
+
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["step=20-replicas=1-of-64.ckpt"]
+    assert [checkpoint.step for checkpoint in keeper.kept] == [20]
 
 
 def test_the_newest_checkpoint_whose_interval_lies_below_is_chosen():

@@ -80,7 +80,15 @@ def test_both_processes_know_everything(two):
     assert first == second
 
 
-def test_when_the_sampler_fails_in_one_process_both_stop_within_a_minute(two):
-    assert two[1]["error"] == "ZeroDivisionError: only here"
-    assert two[0]["error"].startswith("OtherProcessError: Sampling failed on another process")
-    assert max(seen["seconds until error"] for seen in two) < 60
+@pytest.mark.parametrize(
+    ("doing", "where", "said"),
+    [
+        ("sampling", 1, "Sampling failed on another process"),
+        ("checking", 1, "Checking the samples failed on another process"),
+        ("writing", 0, "Writing to the loggers failed on another process"),
+    ],
+)
+def test_when_one_process_fails_both_stop_within_a_minute(two, doing, where, said):
+    assert two[where][f"error in {doing}"] == "ZeroDivisionError: only here"
+    assert two[1 - where][f"error in {doing}"].startswith(f"OtherProcessError: {said}")
+    assert max(seen[f"seconds until error in {doing}"] for seen in two) < 60

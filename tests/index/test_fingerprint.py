@@ -1,4 +1,9 @@
 import copy
+import subprocess
+import sys
+import textwrap
+from enum import Enum
+from functools import partial
 
 import numpy as np
 import pytest
@@ -111,3 +116,122 @@ def test_the_training_flag_is_not_part_of_the_configuration():
     module = nn.Sequential(nn.Dropout())
 
     assert digest_module(module.train()) == digest_module(module.eval())
+
+
+class Holder(nn.Module):
+    """Holds one plain attribute."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+
+class Buffered(nn.Module):
+    """Holds a mean that is not saved with the weights."""
+
+    def __init__(self, mean):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+
+
+class Pooling(Enum):
+    MEAN = 1
+    MAX = 2
+
+
+DIFFERENT = {
+    "list": ([2], [4]),
+    "list and tuple": ([2], (2,)),
+    "nesting": ([[1], 2], [[1, 2]]),
+    "none": (None, 0),
+    "kind": (1, True),
+    "text": ("1", 1),
+    "dictionary value": ({"a": [1]}, {"a": [2]}),
+    "dictionary key": ({"a": 1}, {"b": 1}),
+    "set": ({1, 2}, {1, 3}),
+    "dtype": (torch.float32, torch.float16),
+    "device": (torch.device("cpu"), torch.device("meta")),
+    "tensor": (torch.tensor([0.5]), torch.tensor([0.6])),
+    "tensor dtype": (torch.tensor([1]), torch.tensor([1.0])),
+    "tensors in a list": ([torch.zeros(2)], [torch.ones(2)]),
+    "sparse tensor": (torch.eye(2).to_sparse(), (2 * torch.eye(2)).to_sparse()),
+    "array": (np.zeros(2), np.ones(2)),
+    "numpy number": (np.float32(1), np.float32(2)),
+    "enumeration": (Pooling.MEAN, Pooling.MAX),
+    "class": (nn.ReLU, nn.GELU),
+    "function": (torch.relu, torch.tanh),
+    "module in a list": ([nn.Flatten(1)], [nn.Flatten(2)]),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT.keys())
+def test_every_plain_attribute_is_part_of_the_configuration(one, other):
+    digest = digest_module(nn.Sequential(Holder(one)))
+
+    assert digest == digest_module(nn.Sequential(Holder(copy.deepcopy(one))))
+    assert digest != digest_module(nn.Sequential(Holder(other)))
+
+
+def test_buffers_that_are_not_saved_are_part_of_the_configuration():
+    assert digest_module(Buffered([0.5])) == digest_module(Buffered([0.5]))
+    assert digest_module(Buffered([0.5])) != digest_module(Buffered([0.6]))
+
+
+def test_the_order_of_a_dictionary_is_no_part_of_the_configuration():
+    assert digest_module(Holder({"a": 1, "b": 2})) == digest_module(Holder({"b": 2, "a": 1}))
+
+
+@pytest.mark.parametrize(
+    "make", [object, lambda: partial(int, base=3), lambda: [object(), object()], lambda: {object()}]
+)
+def test_other_objects_count_by_their_type_and_not_by_their_address(make):
+    # Both are alive at once, so that they cannot have one address.
+    one, other = Holder(make()), Holder(make())
+
+    assert digest_module(one) == digest_module(other)
+    assert digest_module(one) != digest_module(Holder(Exception()))
+
+
+def test_an_address_in_what_a_module_shows_of_itself_does_not_count():
+    class Shown(Holder):
+        def extra_repr(self):
+            return f"value={self.value!r}"
+
+    assert digest_module(Shown(object())) == digest_module(Shown(object()))
+
+
+def test_a_hook_is_no_part_of_the_configuration():
+    hooked = _encoder()
+    hooked.register_forward_hook(lambda *_: None)
+
+    assert digest_module(hooked) == digest_module(_encoder())
+
+
+def test_attributes_that_contain_themselves_have_a_digest():
+    module = Holder([1])
+    module.value += [module.value, module]
+
+    assert digest_module(module) == digest_module(copy.deepcopy(module))
+
+
+def test_another_process_makes_the_same_digest():
+    script = """
+        import torch
+        from torch import nn
+        from relict_lightning.index import digest_module
+        module = nn.Sequential(nn.Flatten())
+        module.labels = {"cortex", "thalamus", "pons"}
+        module.options = {"act": nn.ReLU, "mean": [0.1, torch.ones(2)], "log": object(), "f": torch.relu}
+        print(digest_module(module))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+
+    # Text is hashed with another seed in each process, so that sets have another order.
+    printed = {
+        subprocess.run(
+            command, check=True, capture_output=True, timeout=120, env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        ).stdout
+        for seed in ("1", "2")
+    }
+
+    assert len(printed) == 1

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relict_lightning.errors import InvalidImageError
+from relict_lightning.errors import IndexStaleError, InvalidImageError
 from relict_lightning.index import FlatIndex
 
 
@@ -55,3 +55,11 @@ def test_search_leaves_the_number_of_threads_alone():
     FlatIndex.from_vectors(_unit(5, 3, 0)).search(_unit(2, 3, 1), 2)
 
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("dimensions", [2, 4])
+def test_queries_of_another_dimension_are_refused_with_both_numbers(dimensions):
+    index = FlatIndex.from_vectors(_unit(5, 3, 0))
+
+    with pytest.raises(IndexStaleError, match=f"holds vectors of 3 numbers, but the encoder returned {dimensions} for"):
+        index.search(_unit(2, dimensions, 1), 2)

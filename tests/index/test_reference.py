@@ -1,6 +1,7 @@
 import os
 import stat
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,15 +30,15 @@ class CountingEncoder(nn.Module):
     def __init__(self, weight=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(weight))
-        # A list, because a plain number would be part of the configuration that the fingerprint covers.
-        self.batches = []
+        # An object of its own, because a plain number or a list is configuration that the fingerprint covers.
+        self.counter = SimpleNamespace(shown=0)
 
     @property
     def shown(self):
-        return sum(self.batches)
+        return self.counter.shown
 
     def forward(self, images):
-        self.batches.append(len(images))
+        self.counter.shown += len(images)
         return self.weight * images.flatten(1)
 
 
@@ -277,3 +278,20 @@ def test_the_fingerprint_names_encoder_segmenter_and_scale_apart():
 def test_images_in_other_units_than_the_training_set_are_refused():
     with pytest.raises(InvalidImageError, match="times the training images' intensity range"):
         _build(_images() * 1e6, scale=IntensityScale(low=0.0, high=1.0))
+
+
+def test_an_encoder_of_another_depth_does_not_find_the_cache_of_the_first(tmp_path):
+    class Deep(nn.Module):
+        def __init__(self, layers):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, images):
+            return images.flatten(1)[:, : self.layers[0]]
+
+    _build(encoder=Deep([2]), cache_dir=tmp_path)
+
+    other = _build(encoder=Deep([4]), cache_dir=tmp_path)
+
+    assert not other.from_cache
+    assert other.feature_vectors.shape == (6, 4)

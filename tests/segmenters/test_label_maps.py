@@ -65,6 +65,18 @@ def test_images_pass_in_batches_and_keep_their_order():
     assert sizes == [64, 64, 22]
 
 
+def test_large_volumes_pass_in_smaller_batches():
+    sizes = []
+
+    def segment(images):
+        sizes.append(len(images))
+        return images[:, 0].long()
+
+    label_maps(Output(segment), torch.zeros(3, 1, 101, 102, 103), device=CPU)
+
+    assert sizes == [1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("function", "found"),
     [
