@@ -48,6 +48,7 @@ from relict_lightning.index import (
     scan,
     writing,
 )
+from relict_lightning.intensities import warn_of_other_intensities
 from relict_lightning.results import DetectionResult, MatchedPair
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
@@ -61,11 +62,6 @@ Images: TypeAlias = Any
 # Displacements are looked for up to this share of the shortest side; anatomy that lies further off was not registered
 # alike.
 _SHIFT_SHARE = 0.1
-
-# A generator's look may stretch intensities; [-1, 1] instead of [0, 1] is another scale.
-_ODD_RATIO = 1.6
-_SCALE_IMAGES = 32
-_SCALE_VOXELS = 200_000
 
 
 @final
@@ -233,7 +229,7 @@ class ReplicaDetector:
                 "training_segmentations to fit, or construct the detector with a segmenter of the same labels."
             )
         images, given_maps = self._read_samples(generated, generated_segmentations)
-        _warn_of_another_scale(images, fitted.training)
+        warn_of_other_intensities(images, fitted.training)
         maps = label_maps(self._segmenter, images, device=self.device) if given_maps is None else given_maps
         look = self._look(images, maps)
         if fitted.control is None or fitted.heldout is None:
@@ -456,33 +452,6 @@ class ReplicaDetector:
                 RelictWarning,
                 stacklevel=3,
             )
-
-
-def _warn_of_another_scale(images: Tensor, training: Reference) -> None:
-    """Warn where samples do not span the range of intensities that training images span."""
-    patients = torch.from_numpy(training.volumes[:: max(1, len(training) // _SCALE_IMAGES)].astype(np.float32))
-    low, high = _range(images)
-    expected_low, expected_high = _range(patients)
-    span, expected = high - low, expected_high - expected_low
-    if not span or not expected:
-        return
-    ratio = span / expected
-    if not 1 / _ODD_RATIO < ratio < _ODD_RATIO or abs(low - expected_low) > expected / 2:
-        warnings.warn(
-            f"The samples' intensities are not those of the training images: where training images span "
-            f"[{expected_low:.2g}, {expected_high:.2g}], samples span [{low:.2g}, {high:.2g}] (1st to 99th percentile, "
-            f"in units of the training range). Structural similarity needs one scale, so copies may be missed at voxel "
-            f"level. Noise early in training is no cause for concern; otherwise return samples on the training scale.",
-            RelictWarning,
-            stacklevel=3,
-        )
-
-
-def _range(images: Tensor) -> tuple[float, float]:
-    """Return the 1st and 99th percentile of some hundred thousand voxels."""
-    voxels = images.flatten()
-    low, high = np.percentile(voxels[:: max(1, len(voxels) // _SCALE_VOXELS)].numpy(), (1, 99))
-    return float(low), float(high)
 
 
 def _given_label_maps(batch: ImageBatch) -> Tensor:
