@@ -32,18 +32,19 @@ class KeptCheckpoint:
 def choose(kept: Sequence[KeptCheckpoint], onset_rate: RateEstimate) -> KeptCheckpoint | None:
     """Return the checkpoint to go back to.
 
-    It is the newest whose whole interval lies below the rate at onset, and where samples do not lean towards training
-    patients, if there is one. Where all lean, it is the newest with such an interval; where no interval lies below, the
-    newest of the best bounded ones.
+    It is the newest whose whole interval lies below the rate at onset, in which no replica was found, and whose samples
+    do not lean towards training patients. Where there is none of that kind, the last wish is dropped, then the one
+    before it. Where no interval lies below, it is the newest of the best bounded ones.
 
     Args:
         kept: Checkpoints from before onset, oldest first.
         onset_rate: The replica rate at onset.
     """
     below = [checkpoint for checkpoint in kept if checkpoint.replica_rate.high < onset_rate.low]
-    upright = [checkpoint for checkpoint in below if not checkpoint.leans]
-    if below:
-        return (upright or below)[-1]
+    clean = [checkpoint for checkpoint in below if not checkpoint.replica_rate.successes] or below
+    upright = [checkpoint for checkpoint in clean if not checkpoint.leans] or clean
+    if upright:
+        return upright[-1]
     return min(reversed(kept), key=lambda checkpoint: checkpoint.replica_rate.high, default=None)
 
 

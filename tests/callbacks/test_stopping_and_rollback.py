@@ -221,11 +221,20 @@ def test_a_checkpoint_as_clean_as_all_before_it_replaces_them(trainer, heads, co
 
 def test_the_newest_checkpoint_whose_interval_lies_below_is_chosen():
     onset_rate = estimate_rate(24, 48)
-    kept = [_kept(0, step=1), _kept(2, step=2), _kept(20, step=3)]
+    kept = [_kept(1, step=1), _kept(2, step=2), _kept(20, step=3)]
 
     chosen = choose(kept, onset_rate)
 
     assert chosen.step == 2
+
+
+def test_a_checkpoint_without_any_replica_is_preferred_to_a_newer_one_with_some():
+    onset_rate = estimate_rate(24, 48)
+    kept = [_kept(0, step=1), _kept(0, step=2), _kept(2, step=3)]
+
+    assert choose(kept, onset_rate).step == 2
+    # Found replicas weigh more than a leaning.
+    assert choose([replace(kept[1], leans=True), kept[2]], onset_rate).step == 2
 
 
 def test_where_no_interval_lies_below_the_newest_of_the_best_bounded_is_chosen():
