@@ -22,8 +22,9 @@ class MemorizationCheckpoint(Checkpoint):
     or where the permutation test did not yet find that samples lean towards training patients. So the oldest that is
     kept is the cleanest. Where more than `keep` remain, the second oldest goes, never the oldest; with `keep=1` a worse
     newer one is not saved at all. At onset it names the newest checkpoint whose whole interval lies below the rate at
-    onset, one without any replica before one with some, and one without leaning before one with it. Of several monitors it follows the one without a name, or else the
-    first. Each `fit` starts afresh, and one with `ckpt_path` goes on with the checkpoints of the run that it resumes.
+    onset, one without any replica before one with some, and one without leaning before one with it. Of several monitors
+    it follows the one without a name, or else the first. Each `fit` starts afresh, and one with `ckpt_path` goes on
+    with the checkpoints of the run that it resumes.
 
     It is one of Lightning's checkpoint callbacks: with it, the trainer adds no `ModelCheckpoint` of its own, so add one
     where the best or the last weights are wanted as well.
