@@ -1,6 +1,7 @@
 """The control: held-out patients, measured as if they were samples, so that one knows how alike a new patient is."""
 
 import warnings
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from relict_lightning.calibration import calibrate
 from relict_lightning.errors import EmptyDataError, RelictWarning
 from relict_lightning.functional import benjamini_hochberg
-from relict_lightning.index import Entry, EntryWriter, Reference, Scan, subset
+from relict_lightning.index import Entry, EntryWriter, Reference, subset
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -43,11 +44,15 @@ class Control:
         return called / len(self.likeness)
 
 
-def merge_copies(reference: Reference, contents: Scan) -> Reference:
+def merge_copies(reference: Reference, digests: Sequence[str]) -> Reference:
     """Return a set in which bitwise copies of one image belong to one group, with a warning if there were any.
 
     A data set that repeats its images, or names one patient twice, would otherwise be a set of more patients than it
     has; and a copy of a repeated image would not stand out, because its nearest others would be the repetitions.
+
+    Args:
+        reference: The images.
+        digests: Hash of each image's values.
     """
     group_of: dict[str, str] = {}
     merged_into: dict[str, str] = {}
@@ -57,7 +62,7 @@ def merge_copies(reference: Reference, contents: Scan) -> Reference:
             group = parent
         return group
 
-    for digest, group in zip(contents.item_digests, reference.groups, strict=True):
+    for digest, group in zip(digests, reference.groups, strict=True):
         first = root(group_of.setdefault(digest, group))
         if first != root(group):
             merged_into[root(group)] = first
@@ -73,40 +78,41 @@ def merge_copies(reference: Reference, contents: Scan) -> Reference:
     return replace(reference, groups=groups, group_codes=np.unique(groups, return_inverse=True)[1])
 
 
-def new_patients_only(heldout: Reference, contents: Scan, *, training: Reference, training_contents: Scan) -> Reference:
-    """Return the held-out images that are no training image and of no training patient.
+def new_patients_only(
+    heldout: Reference, digests: Sequence[str], *, known_groups: Collection[str], known_digests: Collection[str]
+) -> Reference:
+    """Return the held-out images that are no training image and of no training patient, copies merged.
 
-    A leak would make copies look ordinary, because the control would hold some.
+    A leak would make copies look ordinary, because the control would hold some. Patients are compared by the names that
+    the data give, before copies are merged under one of them.
 
     Args:
         heldout: The held-out images.
-        contents: What reading them told.
-        training: The training images.
-        training_contents: What reading those told.
+        digests: Hash of each one's values.
+        known_groups: Names of the training patients.
+        known_digests: Hashes of the training images.
 
     Raises:
         EmptyDataError: If fewer than two patients remain.
     """
-    known_images, known_groups = set(training_contents.item_digests), set(training.groups)
-    kept = [
-        position
-        for position, (digest, group) in enumerate(zip(contents.item_digests, heldout.groups, strict=True))
-        if digest not in known_images and group not in known_groups
-    ]
-    if len({heldout.groups[position] for position in kept}) < 2:
+    items = list(zip(digests, heldout.groups, strict=True))
+    known_images = {*known_digests, *(digest for digest, group in items if group in known_groups)}
+    kept = [position for position, (digest, _) in enumerate(items) if digest not in known_images]
+    remaining = heldout if len(kept) == len(heldout) else subset(heldout, kept)
+    merged = merge_copies(remaining, [digests[position] for position in kept])
+    if len(set(merged.groups)) < 2:
         raise EmptyDataError(
             f"The held-out set has {len(kept)} usable image(s) among {len(heldout)}; at least 2 patients that are not "
             f"in the training set are needed, and about 100 or more to make small p-values possible."
         )
-    if len(kept) == len(heldout):
-        return heldout
-    warnings.warn(
-        f"{len(heldout) - len(kept)} of {len(heldout)} held-out images are training images too, or belong to training "
-        f"patients. They are left out of the control. Check how the sets were split.",
-        RelictWarning,
-        stacklevel=4,
-    )
-    return subset(heldout, kept)
+    if len(kept) < len(heldout):
+        warnings.warn(
+            f"{len(heldout) - len(kept)} of {len(heldout)} held-out images are training images too, or belong to "
+            f"training patients. They are left out of the control. Check how the sets were split.",
+            RelictWarning,
+            stacklevel=4,
+        )
+    return merged
 
 
 def one_image_per_group(heldout: Reference) -> Array:

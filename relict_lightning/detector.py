@@ -177,7 +177,8 @@ class ReplicaDetector:
         contents = scan(source, cache_dir=self.cache_dir)
         if source.has_segmentations and not given:
             _LOGGER.info("The training items bring label maps, which are not used: samples would need them too.")
-        reference = merge_copies(self._reference(source, contents, contents.scale, given=given), contents)
+        named = self._reference(source, contents, contents.scale, given=given)
+        reference = merge_copies(named, contents.item_digests)
         groups = len(set(reference.groups))
         if groups < 2:
             raise EmptyDataError(
@@ -192,7 +193,9 @@ class ReplicaDetector:
                 others = open_images(
                     heldout, role="held-out", segmentations=heldout_segmentations, groups=heldout_groups
                 )
-                self._fitted = self._with_control(others, contents, given=heldout_segmentations is not None)
+                self._fitted = self._with_control(
+                    others, contents, known_groups=set(named.groups), given=heldout_segmentations is not None
+                )
             except BaseException:
                 # Without the control that was asked for it would give no rates, and pass for fitted.
                 self._fitted = None
@@ -374,7 +377,7 @@ class ReplicaDetector:
     def _segment_batch(self, batch: ImageBatch) -> Tensor:
         return label_maps(self._segmenter, batch.images, device=self.device)
 
-    def _with_control(self, source: ImageSource, training: Scan, *, given: bool) -> Fitted:
+    def _with_control(self, source: ImageSource, training: Scan, *, known_groups: set[str], given: bool) -> Fitted:
         """Return the fitted state with the held-out images and the control that they make."""
         fitted = self._state
         contents = scan(source, cache_dir=self.cache_dir)
@@ -385,7 +388,10 @@ class ReplicaDetector:
             )
         everyone = self._reference(source, contents, fitted.scale, given=given)
         heldout = new_patients_only(
-            merge_copies(everyone, contents), contents, training=fitted.training, training_contents=training
+            everyone,
+            contents.item_digests,
+            known_groups=known_groups,
+            known_digests=training.item_digests,
         )
         return replace(fitted, heldout=heldout, control=self._control(heldout, everyone.fingerprint))
 

@@ -33,7 +33,8 @@ def _open(images, role, groups):
 def _new_patients(training, training_groups, heldout, heldout_groups):
     reference, contents = _open(training, "training", training_groups)
     others, others_contents = _open(heldout, "held-out", heldout_groups)
-    return new_patients_only(others, others_contents, training=reference, training_contents=contents), others
+    known = {"known_groups": set(reference.groups), "known_digests": contents.item_digests}
+    return new_patients_only(others, others_contents.item_digests, **known), others
 
 
 def test_new_patients_stay_as_they_are():
@@ -66,6 +67,27 @@ def test_other_images_of_training_patients_are_left_out_with_a_warning():
 def test_fewer_than_two_new_patients_are_too_few(groups):
     with pytest.raises(EmptyDataError, match=r"usable image\(s\) among 3; at least 2 patients .* about 100 or more"):
         _new_patients(_images(2), ["anna", "ben"], _images(3, 1), groups)
+
+
+def test_a_copy_of_an_image_of_a_training_patient_is_left_out_under_any_name():
+    heldout = _images(4, 1)
+    heldout[3] = heldout[0]
+
+    with pytest.warns(RelictWarning, match="2 of 4 held-out images"):
+        kept, _ = _new_patients(_images(2), ["anna", "ben"], heldout, ["ben", "cleo", "dora", "eve"])
+
+    assert kept.groups == ("cleo", "dora")
+
+
+@pytest.mark.filterwarnings("ignore:1 groups hold an image that another group holds too")
+def test_two_names_for_one_image_are_one_patient_and_too_few():
+    with pytest.raises(EmptyDataError, match="at least 2 patients"):
+        _new_patients(_images(2), ["anna", "ben"], _images(1, 1).repeat(2, 1, 1, 1), ["cleo", "dora"])
+
+
+def test_no_new_patient_at_all_is_too_few():
+    with pytest.raises(EmptyDataError, match=r"0 usable image\(s\) among 2"):
+        _new_patients(_images(2), ["anna", "ben"], _images(2, 1), ["anna", "ben"])
 
 
 def test_the_control_has_the_first_image_of_each_patient():

@@ -641,3 +641,19 @@ def test_repeated_training_images_count_as_one_patient_and_their_copies_are_foun
     assert detector.training_groups == len(heads[0])
     assert result.replica_rate.successes == 8
     assert result.memorization_p_value < 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:.* groups hold an image that another group holds too")
+def test_a_patient_whose_name_was_merged_away_is_still_kept_out_of_the_control(heads):
+    training, heldout, _ = heads
+    # Patient "b" is "a" by one shared image; another scan of "b" is among the held-out images.
+    names = ["a", "b", *(f"p{position}" for position in range(len(training) - 2))]
+    twice = torch.cat([training[:1], training[:1], training[2:]])
+
+    with pytest.warns(RelictWarning, match="1 of 80 held-out images are training images too, or belong to training"):
+        detector = ReplicaDetector().fit(
+            twice, heldout, training_groups=names, heldout_groups=["b", *(f"h{position}" for position in range(79))]
+        )
+
+    assert detector.training_groups == len(training) - 1
+    assert detector.heldout_groups == 79
