@@ -23,7 +23,7 @@ from relict_lightning.functional import (
     out_of_sample_balanced_accuracy,
     tail_p_value,
 )
-from relict_lightning.functional.tail import TAIL_CONTROLS
+from relict_lightning.functional.statistics import TAIL_CONTROLS
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 

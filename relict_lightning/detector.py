@@ -35,7 +35,7 @@ from relict_lightning.errors import (
 from relict_lightning.evidence import Look, compare, judge
 from relict_lightning.fitted import Fitted, read_fitted, read_settings, write_fitted
 from relict_lightning.functional import minimum_discoveries, mirror, shift
-from relict_lightning.functional.tail import TAIL_CONTROLS
+from relict_lightning.functional.statistics import TAIL_CONTROLS
 from relict_lightning.index import (
     Entry,
     IntensityScale,

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from relict_lightning.callbacks.agreement import together
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import RelictWarning
-from relict_lightning.functional.tail import TAIL_CONTROLS
+from relict_lightning.functional.statistics import TAIL_CONTROLS
 from relict_lightning.onset import EvidenceKind, OnsetDetector, copies_to_decide
 
 

@@ -6,7 +6,7 @@ Images are `[n, c, *spatial]` with two or three spatial axes, any floating dtype
 - `voxel`, `feature`, `segmentation`: how alike a sample and a training image are, at the three levels.
 - `alignment`: moving a sample onto a training image first.
 - `memorization`: what a set of samples knows of the training set.
-- `statistics`, `tail`: rates with intervals, p-values, discoveries, thresholds.
+- `statistics`: rates with intervals, p-values, discoveries, thresholds.
 """
 
 from relict_lightning.functional.alignment import align_translation, mirror, phase_correlation_shift, shift
@@ -29,8 +29,8 @@ from relict_lightning.functional.statistics import (
     minimum_discoveries,
     out_of_sample_balanced_accuracy,
     simes_p_value,
+    tail_p_value,
 )
-from relict_lightning.functional.tail import tail_p_value
 from relict_lightning.functional.voxel import (
     mean_absolute_error,
     normalized_cross_correlation,

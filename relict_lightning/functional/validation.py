@@ -6,6 +6,8 @@ nothing that an image holds.
 
 - `check_images`: one set of images.
 - `check_pairs`: two sets of images of one shape, paired by position.
+- `check_mask`: which of their voxels count.
+- `check_embeddings`: two sets of embeddings, paired by position.
 - `check_not_nan`: a vector of scores, distances or p-values.
 - `check_same_length`: two vectors that belong together.
 """
@@ -70,6 +72,59 @@ def check_pairs(generated: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
             f"{tuple(training.shape)}. Pair every sample with one training image of its size."
         )
     return pairs
+
+
+def check_mask(mask: Tensor, images: Tensor) -> Tensor:
+    """Return the mask in the shape of the images.
+
+    Args:
+        mask: Voxels to compare, `[n, c, *spatial]`; the first two axes may have length 1.
+        images: The images that it lies on.
+
+    Raises:
+        InvalidImageError: If the mask is not boolean or does not fit the images.
+
+    Example:
+        >>> check_mask(torch.ones(1, 1, 4, 4) > 0, torch.zeros(2, 3, 4, 4)).shape
+        torch.Size([2, 3, 4, 4])
+    """
+    if mask.dtype != torch.bool:
+        raise InvalidImageError(f"mask must be boolean, but has dtype {mask.dtype}. Compare it, as in `mask > 0`.")
+    fits = mask.ndim == images.ndim and all(
+        size == wanted or (size == 1 and axis < 2)
+        for axis, (size, wanted) in enumerate(zip(mask.shape, images.shape, strict=False))
+    )
+    if not fits:
+        raise InvalidImageError(
+            f"mask must have the shape {tuple(images.shape)} of the images, or length 1 along the first two axes, but "
+            f"has shape {tuple(mask.shape)}."
+        )
+    return mask.expand(images.shape)
+
+
+def check_embeddings(generated: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both sets of embeddings in float32.
+
+    Args:
+        generated: Embeddings of the generated images, `[n, d]`.
+        training: Embeddings of the training images, one for each generated image.
+
+    Raises:
+        ConfigurationError: If shapes differ or a value is NaN or infinite.
+
+    Example:
+        >>> generated, training = check_embeddings(torch.zeros(2, 3).double(), torch.zeros(2, 3).half())
+        >>> generated.dtype, training.dtype
+        (torch.float32, torch.float32)
+    """
+    check_same_length(generated, training, names=("generated", "training"))
+    for name, embeddings in (("generated", generated), ("training", training)):
+        if not torch.isfinite(embeddings).all():
+            raise ConfigurationError(
+                f"{name} must be finite, but {int((~torch.isfinite(embeddings)).any(dim=-1).sum())} embeddings hold "
+                f"NaN or infinity. Look at the encoder's output for those images."
+            )
+    return generated.float(), training.float()
 
 
 def check_not_nan(values: Tensor, *, name: str) -> None:

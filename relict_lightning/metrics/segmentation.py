@@ -5,7 +5,8 @@ from typing import Any, final
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from relict_lightning.functional.segmentation import check_num_labels, mean_dice
+from relict_lightning.functional.segmentation import mean_dice
+from relict_lightning.functional.segmentation.label_maps import check_num_labels
 from relict_lightning.metrics.mean import MeanOverPairs
 
 

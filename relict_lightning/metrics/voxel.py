@@ -5,11 +5,8 @@ from typing import Any, final
 from jaxtyping import Float
 from torch import Tensor
 
-from relict_lightning.functional.voxel import (
-    check_structural_similarity_settings,
-    normalized_cross_correlation,
-    structural_similarity,
-)
+from relict_lightning.functional.voxel import normalized_cross_correlation, structural_similarity
+from relict_lightning.functional.voxel.structure import check_structural_similarity_settings
 from relict_lightning.metrics.mean import MeanOverPairs
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relict_lightning.functional import benjamini_hochberg, conformal_p_value, tail_p_value
-from relict_lightning.functional.tail import TAIL_CONTROLS
+from relict_lightning.functional.statistics import TAIL_CONTROLS
 
 
 def test_the_tail_of_a_worked_control() -> None:

@@ -1,167 +1,23 @@
-"""Whether a set of samples, taken together, knows the training set.
+"""Whether the split into training and held-out patients matters to the samples.
 
-Conventions: scores are larger for samples more like copies; distances and ratios are smaller. Groups are patients.
-
-- `replica_rate`: share of the samples at or above a threshold, with its interval; larger is worse.
-- `neighbor_ratio_fraction`: f_mem, share of the samples that stand out against their second neighbour; larger is worse.
-- `closer_to_training_share`: share of the samples that lie closer to training than to held-out images; 0.5 is chance.
-- `ct_score`: z-score of samples against held-out images; far below 0 is data copying.
-- `memorization_p_value`: exact p-value of the hypothesis that the split into training and held-out patients does not
-  matter to the samples; smaller is worse. `attainable_memorization_p_value`: the smallest value it could have taken.
+- `memorization_p_value`: exact p-value of the hypothesis that it does not; smaller is worse.
+- `attainable_memorization_p_value`: the smallest value it could have taken.
 """
-
-import math
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import Bool, Float, Integer
-from scipy import stats
 from torch import Tensor
 
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.functional.statistics import estimate_rate
 from relict_lightning.functional.validation import check_not_nan, check_same_length
-from relict_lightning.results import RateEstimate
 
 # Weights become integers from 0 to at most 255, fewer where many samples would make the table of sums too large: its
 # cost grows with the cube of the number of samples. The bound keeps 512 samples below a second.
 _FINEST_RESOLUTION = 255
+
+
 _TABLE_COST = 2_000_000_000
-
-
-def replica_rate(scores: Float[Tensor, " n"], threshold: float, *, confidence: float = 0.95) -> RateEstimate:
-    """Return the share of the samples that score at least the threshold, with its exact interval.
-
-    Args:
-        scores: Scores of the samples, larger is more like a copy.
-        threshold: Smallest score of a replica.
-        confidence: Coverage of the interval, between 0 and 1.
-
-    Returns:
-        The replica rate; its value is NaN and its interval [0, 1] without samples.
-
-    Raises:
-        ConfigurationError: If a score or the threshold is NaN, or `confidence` lies outside (0, 1).
-
-    Example:
-        >>> str(replica_rate(torch.tensor([0.2, 0.9, 0.95, 0.3]), 0.9))
-        '2/4 = 50.0 % [6.8 %, 93.2 %]'
-
-    References:
-        Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of the binomial,
-        doi:10.1093/biomet/26.4.404.
-    """
-    if math.isnan(threshold):
-        raise ConfigurationError("threshold must be a number, but is NaN. Calibrate it on held-out images.")
-    check_not_nan(scores, name="scores")
-    return estimate_rate(int((scores >= threshold).sum()), scores.numel(), confidence=confidence)
-
-
-def neighbor_ratio_fraction(ratios: Float[Tensor, " n"], *, threshold: float = 1 / 3) -> float:
-    """Return the share of the samples whose neighbour ratio lies below a threshold (f_mem).
-
-    Args:
-        ratios: Ratios of first to second distance, as `neighbor_ratio` returns them; NaN entries are left out.
-        threshold: Ratio below which a sample counts as memorized; 1/3 in the literature.
-
-    Returns:
-        Share in [0, 1], larger is worse; NaN if no ratio is left.
-
-    Raises:
-        ConfigurationError: If a ratio is negative, or the threshold is not positive.
-
-    Example:
-        >>> neighbor_ratio_fraction(torch.tensor([0.1, 0.5, 0.9, float("nan"), 0.2]))
-        0.5
-
-    References:
-        Yoon, Choi, Kwon, Ryu (2023), Diffusion probabilistic models generalize when they fail to memorize, ICML
-        workshop on structured probabilistic inference and generative modeling.
-    """
-    if not threshold > 0:
-        raise ConfigurationError(f"threshold must be positive, but is threshold={threshold}. The usual value is 1/3.")
-    if (ratios < 0).any():
-        raise ConfigurationError(
-            f"ratios must not be negative, but the smallest is {ratios[ratios < 0].min():g}. Compute them with "
-            f"`neighbor_ratio`."
-        )
-    valid = ratios[~ratios.isnan()]
-    return float((valid < threshold).double().mean()) if valid.numel() else math.nan
-
-
-def closer_to_training_share(training_distances: Float[Tensor, " n"], heldout_distances: Float[Tensor, " n"]) -> float:
-    """Return the share of the samples that lie closer to their nearest training than to their nearest held-out image.
-
-    Chance is 0.5 only if there are as many training as held-out images: the nearest of many lies closer than the
-    nearest of few. Compare with a training subset of the size of the held-out set.
-
-    Args:
-        training_distances: Distance of each sample to its nearest training image.
-        heldout_distances: Distance of each sample to its nearest held-out image.
-
-    Returns:
-        Share in [0, 1], ties counted one half; larger is worse; NaN without samples.
-
-    Raises:
-        ConfigurationError: If lengths differ or a distance is NaN.
-
-    Example:
-        >>> closer_to_training_share(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.0, 2.0, 2.0, 5.0]))
-        0.625
-    """
-    check_same_length(training_distances, heldout_distances, names=("training_distances", "heldout_distances"))
-    check_not_nan(training_distances, name="training_distances")
-    check_not_nan(heldout_distances, name="heldout_distances")
-    if training_distances.numel() == 0:
-        return math.nan
-    closer = (training_distances < heldout_distances).double()
-    tied = (training_distances == heldout_distances).double()
-    return float((closer + tied / 2).mean())
-
-
-def ct_score(generated_distances: Float[Tensor, " n"], heldout_distances: Float[Tensor, " m"]) -> float:
-    """Return the one-cell data-copying statistic C_T: are samples closer to training than unseen patients are?
-
-    It is the z-score of the Mann-Whitney statistic of the distances to the nearest training image, with the variance
-    corrected for ties. Negative: samples lie closer to the training images than held-out images do, which is data
-    copying; below -3 it is hard to explain otherwise. Positive: farther, which is underfitting. A generator that
-    copies and also makes poor images can score 0, which the multi-cell statistic of the paper is for.
-
-    Args:
-        generated_distances: Distance of each sample to its nearest training image.
-        heldout_distances: Distance of each held-out image to its nearest training image.
-
-    Returns:
-        The z-score, about standard normal if samples are like held-out images; 0 if all distances are equal; NaN if
-        either set is empty.
-
-    Raises:
-        ConfigurationError: If a distance is NaN.
-
-    Example:
-        >>> round(ct_score(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0])), 4)
-        -1.964
-
-    References:
-        Meehan, Chaudhuri, Dasgupta (2020), A non-parametric test to detect data-copying in generative models,
-        arXiv:2004.05675.
-    """
-    check_not_nan(generated_distances, name="generated_distances")
-    check_not_nan(heldout_distances, name="heldout_distances")
-    generated, heldout = len(generated_distances), len(heldout_distances)
-    if not generated or not heldout:
-        return math.nan
-    distances = torch.cat([generated_distances.double(), heldout_distances.double()]).detach().cpu().numpy()
-    ranks = stats.rankdata(distances)
-    total = generated + heldout
-    _, ties = np.unique(distances, return_counts=True)
-    tie_loss = float((ties.astype(np.float64) ** 3 - ties).sum()) / total / max(total - 1, 1)
-    variance = generated * heldout / 12 * (total + 1 - tie_loss)
-    if len(ties) == 1:
-        return 0.0
-    above = float(ranks[:generated].sum()) - generated * (generated + 1) / 2
-    return (above - generated * heldout / 2) / math.sqrt(variance)
 
 
 def memorization_p_value(
@@ -201,6 +57,7 @@ def memorization_p_value(
             more groups were hit than the counts allow.
 
     Example:
+        >>> import torch
         >>> groups, is_training = torch.tensor([4, 4, 7]), torch.tensor([True, True, True])
         >>> p = memorization_p_value(
         ...     torch.ones(3), groups, training_groups=5, total_groups=10, is_training=is_training
@@ -260,6 +117,7 @@ def attainable_memorization_p_value(
         ConfigurationError: If lengths differ, weights lie outside [0, 1], or more groups were hit than there are.
 
     Example:
+        >>> import torch
         >>> round(
         ...     attainable_memorization_p_value(
         ...         torch.ones(3), torch.tensor([1, 2, 3]), training_groups=90, total_groups=100

@@ -1,11 +1,10 @@
-"""How close an embedding lies to the training embeddings, and how much closer than to the others.
+"""How much closer a sample lies to its nearest training image than to the others.
 
-Conventions: embeddings are `[n, d]`. Neighbours of a sample are `[n, k]`: a distance (smaller is more alike) and a
-group (the patient) for each. A distance of infinity marks a neighbour that an index of fewer than `k` images does not
-have. Ratios compare the first neighbour with neighbours of *other* groups, because two scans of one patient lie next
-to each other and would hide a copy of either.
+Conventions: neighbours of a sample are `[n, k]`: a distance (smaller is more alike) and a group (the patient) for each.
+A distance of infinity marks a neighbour that an index of fewer than `k` images does not have. Ratios compare the first
+neighbour with neighbours of *other* groups, because two scans of one patient lie next to each other and would hide a
+copy of either.
 
-- `cosine_similarity`: in [-1, 1]; larger is more alike.
 - `neighbor_ratio`: first over second distance, in [0, 1]; smaller is more like a copy.
 - `copy_likeness`: one minus first over mean distance to the next five, at most 1; larger is more like a copy.
 """
@@ -20,34 +19,6 @@ from relict_lightning.functional.validation import check_not_nan, check_same_len
 # Carlini et al. normalise by a sample's own neighbourhood as well, with 50 neighbours from tens of millions of images;
 # five keeps the neighbourhood local in a training set of a few hundred patients.
 _COMPARED_NEIGHBORS = 5
-
-
-def cosine_similarity(generated: Float[Tensor, "n d"], training: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Return the cosine of the angle between each pair of embeddings.
-
-    Args:
-        generated: Embeddings of the generated images.
-        training: Embeddings of the training images, one for each generated image.
-
-    Returns:
-        Similarity in [-1, 1], larger is more alike; 0 where either embedding is all zeros.
-
-    Raises:
-        ConfigurationError: If shapes differ or a value is NaN or infinite.
-
-    Example:
-        >>> cosine_similarity(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))
-        tensor([0.6000])
-    """
-    check_same_length(generated, training, names=("generated", "training"))
-    for name, embeddings in (("generated", generated), ("training", training)):
-        if not torch.isfinite(embeddings).all():
-            raise ConfigurationError(
-                f"{name} must be finite, but {int((~torch.isfinite(embeddings)).any(dim=-1).sum())} embeddings hold "
-                f"NaN or infinity. Look at the encoder's output for those images."
-            )
-    unit_generated, unit_training = _unit_vectors(generated), _unit_vectors(training)
-    return (unit_generated * unit_training).sum(dim=1).clamp(-1.0, 1.0)
 
 
 def neighbor_ratio(distances: Float[Tensor, "n k"], neighbor_groups: Integer[Tensor, "n k"]) -> Float[Tensor, " n"]:
@@ -125,15 +96,6 @@ def copy_likeness(distances: Float[Tensor, "n k"], neighbor_groups: Integer[Tens
     likeness = 1 - first / mean
     likeness = torch.where((first == 0) & (mean == 0), torch.zeros_like(first), likeness)
     return torch.where(present.any(dim=1), likeness, torch.full_like(first, torch.nan))
-
-
-def _unit_vectors(embeddings: Tensor) -> Tensor:
-    embeddings = embeddings.float()
-    # Scaling by the largest entry first keeps the squares of very small embeddings from vanishing.
-    largest = torch.linalg.vector_norm(embeddings, ord=torch.inf, dim=1, keepdim=True)
-    embeddings = embeddings / torch.where(largest > 0, largest, torch.ones_like(largest))
-    norm = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
-    return embeddings / torch.where(norm > 0, norm, torch.ones_like(norm))
 
 
 def _check_neighbors(distances: Tensor, neighbor_groups: Tensor) -> Tensor:

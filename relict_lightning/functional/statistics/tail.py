@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from relict_lightning.functional.statistics import conformal_p_value
+from relict_lightning.functional.statistics.p_values import conformal_p_value
 
 TAIL_CONTROLS = 20
 """Fewest control scores that a tail is fitted to."""

@@ -1,4 +1,4 @@
-"""How alike two label maps are.
+"""How much the labels of two maps overlap, and how alike their volumes are.
 
 Conventions: label maps are integers `[n, *spatial]`, one label per voxel, 0 for background. Pairs are
 `(generated, training)`.
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from relict_lightning.errors import ConfigurationError, InvalidImageError
+from relict_lightning.functional.segmentation.label_maps import check_label_maps, check_num_labels
 
 
 def dice(
@@ -47,7 +47,7 @@ def dice(
         Dice (1945), Measures of the amount of ecologic association between species, doi:10.2307/1932409.
     """
     check_num_labels(num_labels, include_background=include_background)
-    _check_label_maps(generated, training, num_labels=num_labels)
+    check_label_maps(generated, training, num_labels=num_labels)
     generated, training = generated.flatten(1).long(), training.flatten(1).long()
     row = torch.arange(len(generated), device=generated.device)[:, None] * num_labels
     sizes = _count(generated + row, like=generated, num_labels=num_labels) + _count(
@@ -92,46 +92,6 @@ def mean_dice(
     """
     per_label = dice(generated, training, num_labels=num_labels, include_background=include_background)
     return per_label.nanmean(dim=1).nan_to_num(nan=0.0)
-
-
-def check_num_labels(num_labels: int, *, include_background: bool) -> None:
-    """Accept a number of labels of which at least one is compared.
-
-    Args:
-        num_labels: Number of labels, background included.
-        include_background: Whether label 0 counts.
-
-    Raises:
-        ConfigurationError: If `num_labels` leaves no label to compare.
-
-    Example:
-        >>> check_num_labels(2, include_background=False)
-    """
-    first_label = 0 if include_background else 1
-    if num_labels <= first_label:
-        raise ConfigurationError(
-            f"num_labels must be at least {first_label + 1} with include_background={include_background}, but is "
-            f"num_labels={num_labels}. Count the background as one label."
-        )
-
-
-def _check_label_maps(generated: Tensor, training: Tensor, *, num_labels: int) -> None:
-    if generated.shape != training.shape:
-        raise InvalidImageError(
-            f"generated and training label maps must have one shape, but have {tuple(generated.shape)} and "
-            f"{tuple(training.shape)}. Pair every sample with one training image of its size."
-        )
-    for name, label_map in (("generated", generated), ("training", training)):
-        if label_map.is_floating_point() or label_map.is_complex() or label_map.dtype == torch.bool:
-            raise InvalidImageError(
-                f"{name} label maps must hold integers, but have dtype {label_map.dtype}. Take the argmax of scores "
-                f"over labels, or call `.long()` on a binary map."
-            )
-        if label_map.numel() and (label_map.min() < 0 or label_map.max() >= num_labels):
-            raise InvalidImageError(
-                f"{name} label maps must hold labels from 0 to {num_labels - 1}, but hold {int(label_map.min())} to "
-                f"{int(label_map.max())}. Raise num_labels, or map the labels to consecutive numbers."
-            )
 
 
 def _count(flat_labels: Tensor, *, like: Tensor, num_labels: int) -> Tensor:
