@@ -1,53 +1,54 @@
 """The mean of a measure over every pair seen, by sum and count alone."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
+
+from relict_lightning.metrics.base import ReplicaMetric
 
 
-class MeanOverPairs(Metric, ABC):
+class MeanOverPairs(ReplicaMetric, ABC):
     """Averages a measure of `(generated, training)` pairs over all updates and processes.
 
-    Subclasses say how a batch of pairs is measured. The mean is NaN before any pair was seen.
-    """
+    Subclasses say how a batch of pairs is measured, one value per pair or, with `columns`, one per pair and label. A
+    value of NaN, which means that the measure is not defined for a pair, is left out. The mean is NaN as long as there
+    is nothing to average.
 
-    is_differentiable = False
-    # The pairs are samples and training images: the more alike they are, the more a generator copies.
-    higher_is_better = False
-    full_state_update = False
+    Args:
+        settings: What tells this metric from others of its class, by name.
+        columns: Number of values per pair; None for one value, and a mean without axes.
+        **kwargs: Passed on to `torchmetrics.Metric`.
+    """
 
     total: Tensor
     pairs: Tensor
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pairs", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+    def __init__(self, *, settings: Mapping[str, object], columns: int | None = None, **kwargs: Any) -> None:
+        super().__init__(settings=settings, **kwargs)
+        shape = () if columns is None else (columns,)
+        self.add_state("total", default=torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("pairs", default=torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 
     @abstractmethod
-    def measure(self, generated: Tensor, training: Tensor) -> Float[Tensor, " n"]:
-        """Return one value per pair.
+    def measure(self, *args: Any, **kwargs: Any) -> Float[Tensor, "n *columns"]:
+        """Return one value per pair, or one per pair and column; takes what `update` takes."""
 
-        Args:
-            generated: What was made of the samples: images, or label maps.
-            training: The same of the training images, one for each sample.
-        """
-
-    def update(self, generated: Tensor, training: Tensor) -> None:
+    def update(self, *args: Any, **kwargs: Any) -> None:
         """Add a batch of pairs.
 
         Args:
-            generated: What was made of the samples: images, or label maps.
-            training: The same of the training images, one for each sample.
+            *args: What the functional twin takes: of samples first, then of training images.
+            **kwargs: The same, by keyword.
         """
-        values = self.measure(generated, training)
-        self.total += values.double().sum()
-        self.pairs += len(values)
+        values = self.measure(*args, **kwargs).double()
+        defined = ~values.isnan()
+        self.total += values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(dim=0)
+        self.pairs += defined.sum(dim=0)
 
-    def compute(self) -> Tensor:
+    def value(self) -> Tensor:
         """Return the mean over all pairs, NaN without pairs."""
         return (self.total / self.pairs).float()

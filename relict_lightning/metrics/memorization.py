@@ -8,7 +8,6 @@ from typing import Any, final
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
 
 from relict_lightning.functional.memorization import (
     closer_to_training_share,
@@ -16,17 +15,15 @@ from relict_lightning.functional.memorization import (
     replica_rate,
 )
 from relict_lightning.functional.statistics import estimate_rate
+from relict_lightning.metrics.base import ReplicaMetric
 from relict_lightning.results import RateEstimate
 
 
 @final
-class ReplicaRate(Metric):
+class ReplicaRate(ReplicaMetric):
     """Share of the samples that score at least a threshold, in [0, 1].
 
     `update(scores)` takes one score per sample, larger for samples more like copies. Larger rates are worse.
-
-    Two thresholds in one `torchmetrics.MetricCollection` need `compute_groups=False`: the collection otherwise merges
-    metrics whose states agree after the first update, for good, and both then report one of the two rates.
 
     Args:
         threshold: Smallest score of a replica.
@@ -45,15 +42,14 @@ class ReplicaRate(Metric):
         '2/4 = 50.0 % [6.8 %, 93.2 %]'
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
 
     replicas: Tensor
     samples: Tensor
 
     def __init__(self, *, threshold: float, confidence: float = 0.95, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(settings={"threshold": threshold}, **kwargs)
         replica_rate(torch.zeros(0), threshold, confidence=confidence)
         self.threshold = threshold
         self.confidence = confidence
@@ -70,7 +66,7 @@ class ReplicaRate(Metric):
         self.replicas += rate.successes
         self.samples += rate.trials
 
-    def compute(self) -> Tensor:
+    def value(self) -> Tensor:
         """Return the rate, NaN without samples."""
         return self.replicas / self.samples
 
@@ -81,11 +77,10 @@ class ReplicaRate(Metric):
 
 
 @final
-class NeighborRatioFraction(Metric):
+class NeighborRatioFraction(ReplicaMetric):
     """Share of the samples whose neighbour ratio lies below a threshold (f_mem), in [0, 1].
 
-    `update(ratios)` takes what `neighbor_ratio` returns; NaN entries are left out. Larger is worse. Two thresholds in
-    one `torchmetrics.MetricCollection` need `compute_groups=False`.
+    `update(ratios)` takes what `neighbor_ratio` returns; NaN entries are left out. Larger is worse.
 
     Args:
         threshold: Ratio below which a sample counts as memorized; 1/3 in the literature.
@@ -105,15 +100,14 @@ class NeighborRatioFraction(Metric):
         workshop on structured probabilistic inference and generative modeling.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
 
     memorized: Tensor
     samples: Tensor
 
     def __init__(self, *, threshold: float = 1 / 3, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(settings={"threshold": threshold}, **kwargs)
         neighbor_ratio_fraction(torch.zeros(0), threshold=threshold)
         self.threshold = threshold
         self.add_state("memorized", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
@@ -130,13 +124,13 @@ class NeighborRatioFraction(Metric):
         self.memorized += round(fraction * valid) if valid else 0
         self.samples += valid
 
-    def compute(self) -> Tensor:
+    def value(self) -> Tensor:
         """Return the share, NaN without samples."""
         return self.memorized / self.samples
 
 
 @final
-class CloserToTrainingShare(Metric):
+class CloserToTrainingShare(ReplicaMetric):
     """Share of the samples that lie closer to training than to held-out images, ties counted one half, in [0, 1].
 
     `update(training_distances, heldout_distances)` takes the distances of each sample to its nearest image of either
@@ -152,15 +146,14 @@ class CloserToTrainingShare(Metric):
         tensor(0.6250)
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
 
     half_points: Tensor
     samples: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(settings={}, **kwargs)
         self.add_state("half_points", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("samples", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
@@ -176,6 +169,6 @@ class CloserToTrainingShare(Metric):
         self.half_points += round(2 * share * count) if count else 0
         self.samples += count
 
-    def compute(self) -> Tensor:
+    def value(self) -> Tensor:
         """Return the share, NaN without samples."""
         return self.half_points / (2 * self.samples)

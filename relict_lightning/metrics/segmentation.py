@@ -36,8 +36,11 @@ class MeanDice(MeanOverPairs):
         Dice (1945), Measures of the amount of ecologic association between species, doi:10.2307/1932409.
     """
 
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
     def __init__(self, *, num_labels: int, include_background: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(settings={"num_labels": num_labels, "include_background": include_background}, **kwargs)
         check_num_labels(num_labels, include_background=include_background)
         self.num_labels = num_labels
         self.include_background = include_background

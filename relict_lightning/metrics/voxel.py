@@ -28,6 +28,12 @@ class NormalizedCrossCorrelation(MeanOverPairs):
         tensor(0.)
     """
 
+    plot_lower_bound = -1.0
+    plot_upper_bound = 1.0
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(settings={}, **kwargs)
+
     def measure(
         self, generated: Float[Tensor, "n c *spatial"], training: Float[Tensor, "n c *spatial"]
     ) -> Float[Tensor, " n"]:
@@ -65,7 +71,7 @@ class StructuralSimilarity(MeanOverPairs):
     """
 
     def __init__(self, *, data_range: float, window: int = 11, sigma: float = 1.5, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(settings={"data_range": data_range, "window": window, "sigma": sigma}, **kwargs)
         check_structural_similarity_settings(data_range=data_range, window=window, sigma=sigma)
         self.data_range = data_range
         self.window = window

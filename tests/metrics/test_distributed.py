@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -6,26 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from metric_cases import CASES
 
 import relict_lightning
-from relict_lightning.functional import (
-    closer_to_training_share,
-    neighbor_ratio_fraction,
-    normalized_cross_correlation,
-    replica_rate,
-)
 
 
-def test_two_processes_with_unequal_shares_agree_with_one(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    scores, others = torch.rand(10, generator=generator), torch.rand(10, generator=generator)
-    images, training = torch.rand(10, 1, 8, 8, generator=generator), torch.rand(10, 1, 8, 8, generator=generator)
-    torch.save((scores, others, images, training), tmp_path / "samples.pt")
+@pytest.mark.parametrize("shares", [(3, 7), (0, 10)], ids=["unequal shares", "one process without samples"])
+def test_two_processes_agree_with_one(tmp_path, shares):
     package = str(Path(relict_lightning.__file__).parent.parent)
-
     processes = [
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(rank), str(tmp_path)],
+            [
+                *(sys.executable, str(Path(__file__).with_name("two_processes.py"))),
+                *(str(rank), str(tmp_path), *map(str, shares)),
+            ],
             env={**os.environ, "PYTHONPATH": package},
             stderr=subprocess.PIPE,
             text=True,
@@ -36,14 +29,20 @@ def test_two_processes_with_unequal_shares_agree_with_one(tmp_path):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
 
-    for rank, own_samples in ((0, 3), (1, 7)):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found == {
-            "rate": pytest.approx(replica_rate(scores, 0.5).value),
-            "successes": replica_rate(scores, 0.5).successes,
-            "trials": 10,
-            "fraction": pytest.approx(neighbor_ratio_fraction(scores)),
-            "share": pytest.approx(closer_to_training_share(scores, others)),
-            "correlation": pytest.approx(normalized_cross_correlation(images, training).mean().item(), abs=1e-6),
-            "own_samples": own_samples,
-        }
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert set(found) == set(CASES)
+        for name, case in CASES.items():
+            expected = torch.as_tensor(case.twin(*case.samples(0, sum(shares)))).double()
+            torch.testing.assert_close(
+                found[name]["value"].double(),
+                expected,
+                atol=1e-6,
+                rtol=1e-5,
+                equal_nan=True,
+                msg=lambda message, name=name: f"{name}: {message}",
+            )
+            assert found[name]["updates"] == (1 if shares[rank] else 0)
+        scores = CASES["ReplicaRate"].samples(0, sum(shares))[0]
+        assert found["ReplicaRate"]["successes"] == int((scores >= 0.5).sum())
+        assert found["ReplicaRate"]["trials"] == sum(shares)

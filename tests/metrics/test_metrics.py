@@ -1,82 +1,36 @@
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
 
+import matplotlib as mpl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics import Metric, MetricCollection
+from metric_cases import CASES, Case
+from torchmetrics import MetricCollection
 
 import relict_lightning.metrics
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.functional import (
-    closer_to_training_share,
-    mean_dice,
-    neighbor_ratio_fraction,
-    normalized_cross_correlation,
-    replica_rate,
-    structural_similarity,
-)
+from relict_lightning.functional import replica_rate
 from relict_lightning.metrics import (
-    CloserToTrainingShare,
     MeanDice,
     NeighborRatioFraction,
     NormalizedCrossCorrelation,
     ReplicaRate,
     StructuralSimilarity,
 )
+from relict_lightning.metrics.pooled import PooledNumbers
 
-
-def vectors(seed: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(n, generator=generator), torch.rand(n, generator=generator)
-
-
-def images(seed: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 1, 12, 12, generator=generator), torch.rand(n, 1, 12, 12, generator=generator)
-
-
-def label_maps(seed: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 4, (n, 6, 6), generator=generator), torch.randint(0, 4, (n, 6, 6), generator=generator)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A metric, the samples that it takes, and the value of its functional twin on all of them."""
-
-    metric: Callable[[], Metric]
-    samples: Callable[[int, int], tuple[torch.Tensor, ...]]
-    twin: Callable[..., float]
-
-
-CASES = {
-    "ReplicaRate": Case(
-        lambda: ReplicaRate(threshold=0.5),
-        lambda seed, n: vectors(seed, n)[:1],
-        lambda scores: replica_rate(scores, 0.5).value,
-    ),
-    "NeighborRatioFraction": Case(NeighborRatioFraction, lambda seed, n: vectors(seed, n)[:1], neighbor_ratio_fraction),
-    "CloserToTrainingShare": Case(CloserToTrainingShare, vectors, closer_to_training_share),
-    "NormalizedCrossCorrelation": Case(
-        NormalizedCrossCorrelation, images, lambda g, t: normalized_cross_correlation(g, t).mean().item()
-    ),
-    "StructuralSimilarity": Case(
-        lambda: StructuralSimilarity(data_range=1.0),
-        images,
-        lambda g, t: structural_similarity(g, t, data_range=1.0).mean().item(),
-    ),
-    "MeanDice": Case(
-        lambda: MeanDice(num_labels=4), label_maps, lambda g, t: mean_dice(g, t, num_labels=4).mean().item()
-    ),
-}
+WITH_SETTINGS = {name: case for name, case in CASES.items() if case.other is not None}
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
+
+
+def assert_same(value: torch.Tensor, expected: float | torch.Tensor) -> None:
+    torch.testing.assert_close(value.double(), torch.as_tensor(expected).double(), atol=1e-6, rtol=1e-5, equal_nan=True)
 
 
 def test_every_public_metric_is_tested_here():
@@ -93,8 +47,7 @@ def test_the_value_is_that_of_the_functional_twin_however_batches_are_split(case
     for start, stop in zip([0, *cuts], [*cuts, 11], strict=True):
         metric.update(*(part[start:stop] for part in samples))
 
-    assert metric.compute().shape == ()
-    assert metric.compute().item() == pytest.approx(case.twin(*samples), abs=1e-6)
+    assert_same(metric.compute(), case.twin(*samples))
 
 
 def test_a_saved_metric_goes_on_where_it_stopped(case):
@@ -107,14 +60,27 @@ def test_a_saved_metric_goes_on_where_it_stopped(case):
     restored.load_state_dict(metric.state_dict())
     restored.update(*(part[4:] for part in samples))
 
-    assert restored.compute().item() == pytest.approx(case.twin(*samples), abs=1e-6)
+    assert_same(restored.compute(), case.twin(*samples))
+
+
+@pytest.mark.parametrize("case", WITH_SETTINGS.values(), ids=WITH_SETTINGS.keys())
+def test_a_state_saved_under_other_settings_is_refused(case):
+    saved, metric = case.other(), case.metric()
+    for each in (saved, metric):
+        each.persistent(True)
+        each.update(*case.samples(0, 4))
+
+    metric.load_state_dict(saved.state_dict())
+
+    with pytest.raises(ConfigurationError, match=f"{type(metric).__name__} was accumulated under other settings"):
+        metric.compute()
 
 
 def test_before_any_sample_the_value_is_nan_and_torchmetrics_warns(case):
     with pytest.warns(UserWarning, match="before the ``update``"):
         value = case.metric().compute()
 
-    assert math.isnan(value)
+    assert value.isnan().all()
 
 
 def test_a_reset_metric_has_forgotten_its_samples(case):
@@ -125,16 +91,20 @@ def test_a_reset_metric_has_forgotten_its_samples(case):
     metric.reset()
     metric.update(*case.samples(1, 6))
 
-    assert metric.compute().item() == pytest.approx(case.twin(*case.samples(1, 6)), abs=1e-6)
+    assert_same(metric.compute(), case.twin(*case.samples(1, 6)))
 
 
-def test_states_are_scalars_and_more_copying_is_worse(case):
+def test_states_have_a_fixed_size_or_are_numbers_of_which_each_sample_has_one(case):
     metric = case.metric()
+    shapes = {name: state.shape for name, state in metric.metric_state.items() if isinstance(state, torch.Tensor)}
     metric.update(*case.samples(0, 5))
 
-    assert metric.higher_is_better is False
-    assert all(state.shape == () for state in metric.metric_state.values())
-    assert all(reduction is not None for reduction in metric._reductions.values())
+    for name, state in metric.metric_state.items():
+        if isinstance(metric, PooledNumbers) and isinstance(state, list):
+            assert [part.ndim for part in state] == [1]
+        else:
+            assert state.shape == shapes[name]
+        assert metric._reductions[name] is not None
 
 
 def test_forward_returns_the_value_of_the_batch_and_adds_it(case):
@@ -144,9 +114,58 @@ def test_forward_returns_the_value_of_the_batch_and_adds_it(case):
 
     value = metric(*batch)
 
-    assert value.item() == pytest.approx(case.twin(*batch), abs=1e-6)
+    assert_same(value, case.twin(*batch))
     together = [torch.cat(parts) for parts in zip(case.samples(0, 5), batch, strict=True)]
-    assert metric.compute().item() == pytest.approx(case.twin(*together), abs=1e-6)
+    assert_same(metric.compute(), case.twin(*together))
+
+
+@pytest.mark.parametrize("case", WITH_SETTINGS.values(), ids=WITH_SETTINGS.keys())
+def test_other_settings_in_one_collection_stay_apart(case):
+    collection = MetricCollection({"one": case.metric(), "other": case.other()})
+    alone = case.other()
+
+    # States of nothing are equal, which is what makes compute groups merge metrics for good.
+    collection.update(*case.samples(0, 0))
+    for each in (collection, alone):
+        each.update(*case.samples(0, 6))
+
+    values = collection.compute()
+    assert_same(values["one"], case.twin(*case.samples(0, 6)))
+    assert_same(values["other"], alone.compute())
+
+
+def test_a_value_and_a_series_of_values_can_be_plotted(case):
+    metric = case.metric()
+    metric.update(*case.samples(0, 8))
+    mpl.use("Agg")
+
+    with warnings.catch_warnings():
+        # Matplotlib says so where a value lies on a bound, and both limits of the axis are equal.
+        warnings.filterwarnings("ignore", message="Attempting to set identical low and high")
+        figure, axes = metric.plot()
+        _, series = metric.plot([metric.compute(), metric.compute()])
+
+    assert axes.get_ylabel() == type(metric).__name__
+    assert axes.lines[0].get_ydata()[0] == pytest.approx(float(metric.compute().reshape(-1)[0]), nan_ok=True)
+    assert len(series.lines[0].get_ydata()) == 2
+    for each in (figure, series.figure):
+        mpl.pyplot.close(each)
+
+
+def test_similarities_of_exact_copies_in_one_collection_stay_apart():
+    generator = torch.Generator().manual_seed(0)
+    copies, others = (torch.rand(3, 1, 16, 16, generator=generator) for _ in range(2))
+    correlation, structure = NormalizedCrossCorrelation(), StructuralSimilarity(data_range=1.0)
+    collection = MetricCollection({"correlation": NormalizedCrossCorrelation(), "structure": structure.clone()})
+
+    # Both are 1 for copies.
+    for generated in (copies, others):
+        for each in (collection, correlation, structure):
+            each.update(generated, copies)
+
+    values = collection.compute()
+    assert values == {"correlation": correlation.compute(), "structure": structure.compute()}
+    assert values["correlation"] != values["structure"]
 
 
 def test_the_estimate_of_a_rate_has_its_interval():
@@ -164,10 +183,8 @@ def test_the_estimate_before_any_sample_could_be_anything():
     assert (estimate.low, estimate.high) == (0, 1)
 
 
-def test_two_thresholds_in_a_collection_stay_apart():
-    collection = MetricCollection(
-        {"strict": ReplicaRate(threshold=0.9), "lenient": ReplicaRate(threshold=0.5)}, compute_groups=False
-    )
+def test_several_thresholds_in_a_collection_stay_apart():
+    collection = MetricCollection({"strict": ReplicaRate(threshold=0.9), "lenient": ReplicaRate(threshold=0.5)})
 
     # Both thresholds agree on the first batch, which is what makes compute groups merge them.
     collection.update(torch.tensor([0.1, 0.95]))

@@ -1,48 +1,40 @@
 """One of two processes: updates each metric with its own share of the samples, and writes what it computes.
 
-Run as `python two_processes.py RANK FOLDER`.
+Run as `python two_processes.py RANK FOLDER SHARE SHARE`.
 """
 
-import json
 import sys
+import warnings
 from pathlib import Path
 
 import torch
 import torch.distributed
+from metric_cases import CASES
 
-from relict_lightning.metrics import (
-    CloserToTrainingShare,
-    NeighborRatioFraction,
-    NormalizedCrossCorrelation,
-    ReplicaRate,
-)
+from relict_lightning.metrics import ReplicaRate
 
 
-def main(rank: int, folder: Path) -> None:
+def main(rank: int, folder: Path, shares: list[int]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
-    scores, others, images, training = torch.load(folder / "samples.pt", weights_only=True)
-    # The shares are unequal: 3 samples and 7.
-    mine = slice(0, 3) if rank == 0 else slice(3, 10)
-    rate, fraction = ReplicaRate(threshold=0.5), NeighborRatioFraction()
-    share, correlation = CloserToTrainingShare(), NormalizedCrossCorrelation()
-    rate.update(scores[mine])
-    fraction.update(scores[mine])
-    share.update(scores[mine], others[mine])
-    correlation.update(images[mine], training[mine])
-    estimate = rate.estimate()
-    values = {
-        "rate": rate.compute().item(),
-        "successes": estimate.successes,
-        "trials": estimate.trials,
-        "fraction": fraction.compute().item(),
-        "share": share.compute().item(),
-        "correlation": correlation.compute().item(),
-        "own_samples": int(rate.samples),
-    }
-    (folder / f"{rank}.json").write_text(json.dumps(values))
+    mine = slice(0, shares[0]) if rank == 0 else slice(shares[0], sum(shares))
+    values = {}
+    for name, case in CASES.items():
+        metric = case.metric()
+        if shares[rank]:
+            metric.update(*(part[mine] for part in case.samples(0, sum(shares))))
+        with warnings.catch_warnings():
+            # A process without samples is warned, and still takes part.
+            warnings.filterwarnings("ignore", message=".*before the ``update``.*")
+            value = metric.compute()
+        # After a computation every process has its own state back.
+        values[name] = {"value": value, "updates": metric._update_count}
+        if isinstance(metric, ReplicaRate):
+            estimate = metric.estimate()
+            values[name] |= {"successes": estimate.successes, "trials": estimate.trials}
+    torch.save(values, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), [int(share) for share in sys.argv[3:]])

@@ -1,0 +1,75 @@
+"""What every metric of this package shares: metrics that differ are never taken for one, and each can be plotted."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from relict_lightning.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_DIGEST_BYTES = 16
+
+
+class ReplicaMetric(Metric, ABC):
+    """Base of the metrics of this package.
+
+    A `torchmetrics.MetricCollection` merges metrics whose states are equal after the first update, for good; both then
+    report the value of one of them. Two thresholds of one rate often tie on a first batch, and so do two similarities
+    of exact copies. Here the settings are part of the state, so only metrics that compute the same are merged.
+
+    Args:
+        settings: What tells this metric from others of its class, by name.
+        **kwargs: Passed on to `torchmetrics.Metric`.
+
+    References:
+        https://github.com/Lightning-AI/torchmetrics/issues/2916
+    """
+
+    is_differentiable = False
+    # Larger values mean more copying, unless a subclass says otherwise.
+    higher_is_better = False
+    full_state_update = False
+
+    settings_digest: Tensor
+
+    def __init__(self, *, settings: Mapping[str, object], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        digest = hashlib.sha256(repr((type(self).__qualname__, sorted(settings.items()))).encode()).digest()
+        self._own_digest = list(digest[:_DIGEST_BYTES])
+        self.add_state("settings_digest", default=torch.tensor(self._own_digest), dist_reduce_fx="max")
+
+    @abstractmethod
+    def value(self) -> Tensor:
+        """Return what all samples so far amount to; NaN without samples."""
+
+    def compute(self) -> Tensor:
+        """Return the value over all updates and processes; NaN without samples.
+
+        Raises:
+            ConfigurationError: If the state came from a metric with other settings, by `load_state_dict`.
+        """
+        if self.settings_digest.tolist() != self._own_digest:
+            raise ConfigurationError(
+                f"The state of this {type(self).__name__} was accumulated under other settings than it now has. Load "
+                f"it into a metric with the settings that it was saved with."
+            )
+        return self.value()
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: "Axes | None" = None) -> Any:
+        """Plot one value, or a series of values.
+
+        Args:
+            val: What `compute` or `forward` returned, or a sequence of that; by default what `compute` returns now.
+            ax: The matplotlib axes to draw into; by default new ones.
+
+        Returns:
+            Figure and axes; the figure is None where `ax` was given.
+        """
+        return self._plot(val, ax)

@@ -1,0 +1,3 @@
+from metric_cases.case import Case
+
+CASES: dict[str, Case] = {}
