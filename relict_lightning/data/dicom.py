@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from relict_lightning.data.extras import optional_module
 from relict_lightning.errors import UnreadableDataError
+from relict_lightning.extras import optional_module
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 

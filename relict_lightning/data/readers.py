@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from relict_lightning.data.dicom import DICOM_SUFFIXES, is_dicom_file, read_dicom_file, read_dicom_series
-from relict_lightning.data.extras import optional_module
 from relict_lightning.errors import UnreadableDataError
+from relict_lightning.extras import optional_module
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
