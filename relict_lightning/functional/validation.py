@@ -4,18 +4,47 @@ Images are floating point, `[n, c, *spatial]` with two or three spatial axes, an
 whatever the precision of the input: half precision loses the differences that matter here, and double precision buys
 nothing that an image holds.
 
-- `check_images`: one set of images.
+- `check_image_shape`: dtype and axes of one set of images.
+- `check_images`: one set of images, their values included.
 - `check_pairs`: two sets of images of one shape, paired by position.
 - `check_mask`: which of their voxels count.
-- `check_embeddings`: two sets of embeddings, paired by position.
+- `check_data_range`: the width of the interval that intensities lie in.
+- `check_embeddings`: one set of embeddings.
+- `check_embedding_pairs`: two sets of one shape, paired by position.
 - `check_not_nan`: a vector of scores, distances or p-values.
 - `check_same_length`: two vectors that belong together.
 """
+
+import math
 
 import torch
 from torch import Tensor
 
 from relict_lightning.errors import ConfigurationError, InvalidImageError
+
+
+def check_image_shape(images: Tensor, *, name: str) -> None:
+    """Accept floating point images that are 2-D or 3-D and have voxels.
+
+    Args:
+        images: Images, `[n, c, *spatial]`.
+        name: What the caller calls them, for the message.
+
+    Raises:
+        InvalidImageError: If the images are not floating point, not 2-D or 3-D, or without voxels.
+
+    Example:
+        >>> check_image_shape(torch.zeros(1, 1, 4, 4), name="training")
+    """
+    if not images.is_floating_point():
+        raise InvalidImageError(f"{name} must be floating point, but has dtype {images.dtype}. Call `.float()` on it.")
+    if images.ndim not in (4, 5):
+        raise InvalidImageError(
+            f"{name} must have shape [n, c, *spatial] with 2 or 3 spatial axes, but has shape {tuple(images.shape)}. "
+            f"Add the missing batch or channel axis with `.unsqueeze`."
+        )
+    if 0 in images.shape[1:]:
+        raise InvalidImageError(f"{name} must have at least one voxel, but has shape {tuple(images.shape)}.")
 
 
 def check_images(images: Tensor, *, name: str) -> Tensor:
@@ -32,15 +61,7 @@ def check_images(images: Tensor, *, name: str) -> Tensor:
         >>> check_images(torch.zeros(1, 1, 4, 4, dtype=torch.float64), name="generated").dtype
         torch.float32
     """
-    if not images.is_floating_point():
-        raise InvalidImageError(f"{name} must be floating point, but has dtype {images.dtype}. Call `.float()` on it.")
-    if images.ndim not in (4, 5):
-        raise InvalidImageError(
-            f"{name} must have shape [n, c, *spatial] with 2 or 3 spatial axes, but has shape {tuple(images.shape)}. "
-            f"Add the missing batch or channel axis with `.unsqueeze`."
-        )
-    if 0 in images.shape[1:]:
-        raise InvalidImageError(f"{name} must have at least one voxel, but has shape {tuple(images.shape)}.")
+    check_image_shape(images, name=name)
     converted = images.float()
     if not torch.isfinite(converted).all():
         raise InvalidImageError(
@@ -102,7 +123,56 @@ def check_mask(mask: Tensor, images: Tensor) -> Tensor:
     return mask.expand(images.shape)
 
 
-def check_embeddings(generated: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
+def check_data_range(data_range: float) -> None:
+    """Accept the width of an interval of intensities.
+
+    Args:
+        data_range: Largest minus smallest value that an image can take.
+
+    Raises:
+        ConfigurationError: If it is not positive and finite.
+
+    Example:
+        >>> check_data_range(1.0)
+    """
+    if not (math.isfinite(data_range) and data_range > 0):
+        raise ConfigurationError(
+            f"data_range must be positive and finite, but is data_range={data_range}. Give the width of the interval "
+            f"that intensities lie in."
+        )
+
+
+def check_embeddings(embeddings: Tensor, *, name: str) -> None:
+    """Accept one set of embeddings.
+
+    Args:
+        embeddings: Embeddings, `[n, d]`.
+        name: What the caller calls them, for the message.
+
+    Raises:
+        ConfigurationError: If embeddings are not floating point, not `[n, d]`, or not finite.
+
+    Example:
+        >>> check_embeddings(torch.zeros(2, 3), name="generated")
+    """
+    if not embeddings.is_floating_point():
+        raise ConfigurationError(
+            f"{name} must be floating point, but has dtype {embeddings.dtype}. Call `.float()` on it."
+        )
+    if embeddings.ndim != 2 or embeddings.shape[1] < 1:
+        raise ConfigurationError(
+            f"{name} must have shape [n, d] with d of at least 1, but has shape {tuple(embeddings.shape)}. Flatten "
+            f"every embedding into one vector."
+        )
+    unusable = ~torch.isfinite(embeddings.float()).all(dim=1)
+    if unusable.any():
+        raise ConfigurationError(
+            f"{name} must be finite in float32, but {int(unusable.sum())} of {len(embeddings)} embeddings hold NaN or "
+            f"infinity. Look at the encoder's output for those images."
+        )
+
+
+def check_embedding_pairs(generated: Tensor, training: Tensor) -> tuple[Tensor, Tensor]:
     """Return both sets of embeddings in float32.
 
     Args:
@@ -110,20 +180,16 @@ def check_embeddings(generated: Tensor, training: Tensor) -> tuple[Tensor, Tenso
         training: Embeddings of the training images, one for each generated image.
 
     Raises:
-        ConfigurationError: If shapes differ or a value is NaN or infinite.
+        ConfigurationError: If embeddings are not floating point, not finite in float32, or of different shapes.
 
     Example:
-        >>> generated, training = check_embeddings(torch.zeros(2, 3).double(), torch.zeros(2, 3).half())
+        >>> generated, training = check_embedding_pairs(torch.zeros(2, 3).double(), torch.zeros(2, 3).half())
         >>> generated.dtype, training.dtype
         (torch.float32, torch.float32)
     """
-    check_same_length(generated, training, names=("generated", "training"))
     for name, embeddings in (("generated", generated), ("training", training)):
-        if not torch.isfinite(embeddings).all():
-            raise ConfigurationError(
-                f"{name} must be finite, but {int((~torch.isfinite(embeddings)).any(dim=-1).sum())} embeddings hold "
-                f"NaN or infinity. Look at the encoder's output for those images."
-            )
+        check_embeddings(embeddings, name=name)
+    check_same_length(generated, training, names=("generated", "training"))
     return generated.float(), training.float()
 
 
