@@ -45,6 +45,98 @@ class RateEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SensitivitySpecificity:
+    """How well one threshold agrees with expert ratings.
+
+    Attributes:
+        sensitivity: Share of the copies that are called replicas.
+        specificity: Share of the others that are not.
+        balanced_accuracy: Mean of both, in [0, 1]; NaN without copies or without others.
+        threshold: The threshold; at or above it is a replica.
+    """
+
+    sensitivity: RateEstimate
+    specificity: RateEstimate
+    balanced_accuracy: float
+    threshold: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RocAreaEstimate:
+    """An area under the ROC curve, and never without its interval.
+
+    Attributes:
+        value: Probability that a copy scores higher than another image, ties counted one half.
+        low: Lower bound of the interval.
+        high: Upper bound of the interval.
+        confidence: Coverage of the interval, 0.95 unless said otherwise.
+    """
+
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+    def __str__(self) -> str:
+        """Return the area as people read it, `0.912 [0.831, 0.993]`."""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthenticityEstimate:
+    """The share of authentic samples, and what it is for images that cannot be copies.
+
+    Attributes:
+        value: Share of the samples.
+        control: Share of held-out images; None without any, and then the value says nothing.
+    """
+
+    value: RateEstimate
+    control: RateEstimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionMatch:
+    """A lesion of a sample, and the lesion of a patient that it copies.
+
+    Attributes:
+        generated_lesion: Number of the sample's lesion, from 1.
+        training_lesion: Number of the patient's lesion, from 1.
+        dice: How much they overlap, in (0, 1].
+        centroid_distance_mm: How far apart their centres of mass lie.
+        generated_volume_mm3: Volume of the sample's lesion; in 2-D its area, in mm^2.
+        training_volume_mm3: Volume of the patient's lesion; in 2-D its area, in mm^2.
+    """
+
+    generated_lesion: int
+    training_lesion: int
+    dice: float
+    centroid_distance_mm: float
+    generated_volume_mm3: float
+    training_volume_mm3: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionMatching:
+    """Which lesions of a sample copy which lesions of a patient.
+
+    Attributes:
+        matches: One per matched lesion, in the order of the sample's lesions.
+        generated_lesions: Number of lesions of the sample.
+        training_lesions: Number of lesions of the patient.
+    """
+
+    matches: tuple[LesionMatch, ...]
+    generated_lesions: int
+    training_lesions: int
+
+    @property
+    def matched_share(self) -> float:
+        """Share of the sample's lesions that are matched, in [0, 1]; NaN where it has none."""
+        return len(self.matches) / self.generated_lesions if self.generated_lesions else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transform:
     """How a sample was moved onto the training image that it matches.
 

@@ -5,17 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from label_map_pairs import SHAPES, one_hot, random_label_maps, structured_label_maps
 from monai.metrics import DiceMetric
 
 from relict_lightning.errors import ConfigurationError, InvalidImageError
-from relict_lightning.functional import dice, mean_dice
-
-
-def random_label_maps(
-    seed: int, shape: tuple[int, ...] = (4, 6, 5), labels: int = 5
-) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, labels, shape, generator=generator), torch.randint(0, labels, shape, generator=generator)
+from relict_lightning.functional import dice, mean_dice, volumetric_similarity
 
 
 def test_dice_of_a_worked_pair():
@@ -26,12 +20,12 @@ def test_dice_of_a_worked_pair():
     torch.testing.assert_close(value, torch.tensor([[0.5, 2 / 3, 0.0, torch.nan]]), equal_nan=True)
 
 
-@pytest.mark.parametrize("shape", [(4, 6, 5), (3, 4, 5, 6)])
-def test_dice_agrees_with_monai(shape):
-    generated, training = random_label_maps(0, shape)
-    one_hot = [torch.nn.functional.one_hot(labels, 5).movedim(-1, 1).float() for labels in (generated, training)]
+@pytest.mark.parametrize("shape", [*SHAPES, (4, 6, 5), (3, 4, 5, 6)])
+@pytest.mark.parametrize("pair", [random_label_maps, structured_label_maps])
+def test_dice_agrees_with_monai(pair, shape):
+    generated, training = pair(0, shape, 5)
 
-    expected = DiceMetric(include_background=False, reduction="none")(*one_hot)
+    expected = DiceMetric(include_background=False, reduction="none")(one_hot(generated, 5), one_hot(training, 5))
 
     torch.testing.assert_close(dice(generated, training, num_labels=5), expected)
     torch.testing.assert_close(mean_dice(generated, training, num_labels=5), expected.mean(dim=1))
@@ -112,3 +106,63 @@ def test_invalid_label_maps_are_refused(generated, training, message):
 def test_dice_without_a_label_to_compare_is_refused():
     with pytest.raises(ConfigurationError, match="num_labels=1"):
         dice(torch.zeros(1, 2, 2).long(), torch.zeros(1, 2, 2).long(), num_labels=1)
+
+
+@pytest.mark.parametrize("measure", [dice, mean_dice, volumetric_similarity])
+def test_each_measure_can_count_the_background(measure):
+    generated, training = torch.tensor([[[1, 1, 0, 0]]]), torch.tensor([[[1, 0, 0, 0]]])
+
+    value = measure(generated, training, num_labels=2, include_background=True)
+
+    without = measure(generated, training, num_labels=2)
+    swapped = measure(1 - generated, 1 - training, num_labels=2)
+    torch.testing.assert_close(value.reshape(-1).sum(), (without + swapped).reshape(-1).sum() / (3 - value.ndim))
+
+
+def test_dice_falls_with_every_voxel_erased_from_a_copy():
+    patient = structured_label_maps(0)[1][:1]
+    order = torch.randperm(patient.numel(), generator=torch.Generator().manual_seed(0))
+    values = []
+    for erased in range(0, patient.numel(), 100):
+        copy = patient.clone()
+        copy.view(-1)[order[:erased]] = 0
+        values.append(mean_dice(copy, patient, num_labels=4).item())
+
+    assert values[0] == 1
+    assert (np.diff(values) < 0).all()
+
+
+def test_volumetric_similarity_of_a_worked_pair():
+    generated, training = torch.tensor([[[1, 1, 0, 2]]]), torch.tensor([[[0, 0, 1, 0]]])
+
+    value = volumetric_similarity(generated, training, num_labels=4, include_background=True)
+
+    torch.testing.assert_close(value, torch.tensor([[0.5, 2 / 3, 0.0, torch.nan]]), equal_nan=True)
+
+
+@given(seed=st.integers(0, 1000), labels=st.integers(2, 6))
+@settings(max_examples=30, deadline=None)
+def test_volumetric_similarity_is_one_minus_the_difference_of_volumes_over_their_sum(seed, labels):
+    generated, training = random_label_maps(seed, (3, 2, 2), labels)
+
+    values = volumetric_similarity(generated, training, num_labels=labels).numpy()
+
+    for row, a, b in zip(values, generated.numpy(), training.numpy(), strict=True):
+        for label in range(1, labels):
+            in_a, in_b = len(np.flatnonzero(a == label)), len(np.flatnonzero(b == label))
+            expected = 1 - abs(in_a - in_b) / (in_a + in_b) if in_a + in_b else np.nan
+            np.testing.assert_allclose(row[label - 1], expected, rtol=1e-6)
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_volumetric_similarity_does_not_depend_on_where_voxels_lie_nor_on_the_order_of_the_pair(seed):
+    generated, training = random_label_maps(seed, (2, 5, 6, 4))
+    order = torch.randperm(120, generator=torch.Generator().manual_seed(seed))
+    scattered = generated.flatten(1)[:, order].reshape(generated.shape)
+    value = volumetric_similarity(generated, training, num_labels=5)
+
+    torch.testing.assert_close(volumetric_similarity(scattered, training, num_labels=5), value)
+    torch.testing.assert_close(volumetric_similarity(training, generated, num_labels=5), value)
+    torch.testing.assert_close(volumetric_similarity(scattered, generated, num_labels=5), torch.ones(2, 4))
+    assert ((value >= 0) & (value <= 1)).all()
