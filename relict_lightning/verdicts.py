@@ -17,7 +17,9 @@ from relict_lightning.functional import (
     estimate_rate,
     memorization_p_value,
     neighbor_ratio_fraction,
+    self_similarity,
     simes_p_value,
+    unique_training_images,
 )
 from relict_lightning.index import Reference
 from relict_lightning.results import LEVELS, DetectionResult, Verdict
@@ -70,6 +72,7 @@ def conclude(look: Look, training: Reference, *, heldout: Reference, control: Co
     split = {"training_groups": training_groups, "total_groups": training_groups + heldout_groups}
     group = torch.from_numpy(union.group)
     nearer = closer_to_training_share(*(torch.from_numpy(distance) for distance in balanced))
+    matches = torch.tensor([verdict.match for verdict in verdicts], dtype=torch.long)
     ct = ct_score(torch.from_numpy(look.distance_to_training), torch.from_numpy(control.distance_to_training))
     return DetectionResult(
         verdicts=verdicts,
@@ -90,7 +93,7 @@ def conclude(look: Look, training: Reference, *, heldout: Reference, control: Co
             **_measures(look, verdicts),
             "closer_to_training_share": nearer,
             "ct_score": ct,
-            "unique_training_images_replicated": float(len({v.match for v in verdicts if v.is_replica})),
+            "unique_training_images_replicated": float(unique_training_images(matches, torch.from_numpy(is_replica))),
             "heldout_false_positive_rate": control.false_positive_rate(fdr),
         },
     )
@@ -127,12 +130,10 @@ def _verdicts(
 
 def _measures(look: Look, verdicts: tuple[Verdict, ...]) -> Mapping[str, float]:
     """Return the set-level measures that need no control."""
-    upright = look.queries.feature[0]
-    cosine = upright @ upright.T
-    np.fill_diagonal(cosine, -1.0)
+    upright = torch.from_numpy(look.queries.feature[0])
     ratios = torch.from_numpy(look.likeness.neighbor_ratio)
     return {
         "neighbor_ratio_fraction": neighbor_ratio_fraction(ratios),
         "max_similarity": max(verdict.evidence["voxel"]["normalized_cross_correlation"] for verdict in verdicts),
-        "self_similarity": float(np.clip(cosine.max(axis=1), -1, 1).mean()) if len(look) > 1 else 0.0,
+        "self_similarity": self_similarity(upright) if len(look) > 1 else 0.0,
     }

@@ -87,7 +87,8 @@ def closer_to_training_share(training_distances: Float[Tensor, " n"], heldout_di
     nearest of few. Compare with a training subset of the size of the held-out set.
 
     Args:
-        training_distances: Distance of each sample to its nearest training image.
+        training_distances: Distance of each sample to its nearest training image, for instance the first of what
+            `nearest_training_distances` returns.
         heldout_distances: Distance of each sample to its nearest held-out image.
 
     Returns:

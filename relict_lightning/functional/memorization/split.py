@@ -132,9 +132,23 @@ def attainable_memorization_p_value(
     return _lower_tail(sums, limit=limit, marked=total_groups - training_groups, total=total_groups)
 
 
-def _group_sums(
-    weights: Tensor, neighbor_groups: Tensor, *, training_groups: int, total_groups: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def check_split(weights: Tensor, neighbor_groups: Tensor, *, training_groups: int, total_groups: int) -> None:
+    """Accept weights and groups of samples, and a split of the groups.
+
+    Args:
+        weights: Weight of each sample in [0, 1].
+        neighbor_groups: Group of the nearest neighbour of each sample.
+        training_groups: Number of groups in the training set.
+        total_groups: Number of groups in training and held-out set together.
+
+    Raises:
+        ConfigurationError: If lengths differ, weights lie outside [0, 1], or there are no training groups or more than
+            groups.
+
+    Example:
+        >>> import torch
+        >>> check_split(torch.ones(1), torch.tensor([3]), training_groups=5, total_groups=10)
+    """
     check_same_length(weights, neighbor_groups, names=("weights", "neighbor_groups"))
     check_not_nan(weights, name="weights")
     if ((weights < 0) | (weights > 1)).any():
@@ -146,6 +160,12 @@ def _group_sums(
             f"training_groups must lie between 1 and total_groups, but training_groups={training_groups} and "
             f"total_groups={total_groups}. Count training and held-out groups together in total_groups."
         )
+
+
+def _group_sums(
+    weights: Tensor, neighbor_groups: Tensor, *, training_groups: int, total_groups: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    check_split(weights, neighbor_groups, training_groups=training_groups, total_groups=total_groups)
     groups = neighbor_groups.detach().cpu().numpy()
     hit_groups, group_of_sample = np.unique(groups, return_inverse=True)
     if len(hit_groups) > total_groups:

@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.functional import (
-    attainable_memorization_p_value,
-    closer_to_training_share,
-    ct_score,
-    memorization_p_value,
-    neighbor_ratio_fraction,
-    replica_rate,
-)
+from relict_lightning.functional import attainable_memorization_p_value, memorization_p_value
 
 
 @st.composite
@@ -45,123 +38,6 @@ def p_value_of(weights: torch.Tensor, groups: torch.Tensor, training: tuple[int,
     return memorization_p_value(
         weights, groups, training_groups=len(training), total_groups=total, is_training=is_training
     )
-
-
-def test_the_replica_rate_of_worked_scores():
-    rate = replica_rate(torch.tensor([0.2, 0.9, 0.95, 0.3]), 0.9)
-
-    assert (rate.successes, rate.trials, rate.value) == (2, 4, 0.5)
-    assert (rate.low, rate.high) == pytest.approx((0.0676, 0.9324), abs=1e-4)
-
-
-@given(scores=st.lists(st.integers(0, 10), max_size=30), threshold=st.integers(0, 10).map(float))
-@settings(max_examples=30, deadline=None)
-def test_the_replica_rate_falls_with_the_threshold_and_ignores_order(scores, threshold):
-    forward, backward = torch.tensor(scores).float(), torch.tensor(scores[::-1]).float()
-
-    assert replica_rate(forward, threshold).successes == sum(score >= threshold for score in scores)
-    assert replica_rate(forward, threshold).successes >= replica_rate(forward, threshold + 1).successes
-    assert replica_rate(forward, threshold).successes == replica_rate(backward, threshold).successes
-
-
-def test_the_replica_rate_of_no_samples_is_nan():
-    assert math.isnan(replica_rate(torch.zeros(0), 0.5).value)
-
-
-def test_the_replica_rate_refuses_nan():
-    with pytest.raises(ConfigurationError, match="1 of 2 values are NaN"):
-        replica_rate(torch.tensor([0.5, math.nan]), 0.5)
-    with pytest.raises(ConfigurationError, match="threshold"):
-        replica_rate(torch.tensor([0.5]), math.nan)
-
-
-def test_the_neighbor_ratio_fraction_leaves_out_samples_without_a_ratio():
-    assert neighbor_ratio_fraction(torch.tensor([0.1, 0.5, 0.9, math.nan, 0.2])) == 0.5
-    assert neighbor_ratio_fraction(torch.tensor([0.5, 0.9]), threshold=0.5) == 0
-    assert math.isnan(neighbor_ratio_fraction(torch.tensor([math.nan])))
-
-
-@given(ratios=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30), threshold=st.floats(0.01, 1))
-@settings(max_examples=30, deadline=None)
-def test_the_neighbor_ratio_fraction_agrees_with_numpy(ratios, threshold):
-    expected = np.mean(np.array(ratios, dtype=np.float32) < np.float32(threshold))
-
-    assert neighbor_ratio_fraction(torch.tensor(ratios), threshold=threshold) == pytest.approx(expected)
-
-
-def test_the_neighbor_ratio_fraction_refuses_what_is_no_ratio():
-    with pytest.raises(ConfigurationError, match=r"smallest is -0\.5"):
-        neighbor_ratio_fraction(torch.tensor([-0.5, 0.1]))
-    with pytest.raises(ConfigurationError, match=r"threshold=0\.0"):
-        neighbor_ratio_fraction(torch.tensor([0.1]), threshold=0.0)
-
-
-def test_the_share_closer_to_training_of_worked_distances():
-    training, heldout = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2.0, 2.0, 2.0, 5.0])
-
-    assert closer_to_training_share(training, heldout) == 0.625
-    assert closer_to_training_share(heldout, training) == 0.375
-
-
-@given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
-def test_the_shares_closer_to_either_set_sum_to_1(pairs):
-    training, heldout = torch.tensor(pairs).float().unbind(1)
-
-    total = closer_to_training_share(training, heldout) + closer_to_training_share(heldout, training)
-
-    assert total == pytest.approx(1)
-    assert closer_to_training_share(training, training) == 0.5
-
-
-def test_the_share_closer_to_training_of_no_samples_is_nan():
-    assert math.isnan(closer_to_training_share(torch.zeros(0), torch.zeros(0)))
-
-
-def test_the_share_closer_to_training_needs_both_distances_of_every_sample():
-    with pytest.raises(ConfigurationError, match=r"\(2,\) and \(3,\)"):
-        inspect.unwrap(closer_to_training_share)(torch.zeros(2), torch.zeros(3))
-    with pytest.raises(ConfigurationError, match="heldout_distances"):
-        closer_to_training_share(torch.zeros(1), torch.tensor([math.nan]))
-
-
-def test_the_ct_score_is_negative_where_samples_lie_closer_to_training():
-    copied, unseen = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0])
-
-    # U = 0, with mean 9 / 2 and variance 3 * 3 * 7 / 12.
-    assert ct_score(copied, unseen) == pytest.approx(-4.5 / (63 / 12) ** 0.5)
-    assert ct_score(unseen, copied) == pytest.approx(4.5 / (63 / 12) ** 0.5)
-
-
-@given(
-    generated=st.lists(st.integers(0, 6), min_size=1, max_size=12),
-    heldout=st.lists(st.integers(0, 6), min_size=1, max_size=12),
-)
-@settings(max_examples=50, deadline=None)
-def test_the_ct_score_squared_is_the_kruskal_wallis_statistic(generated, heldout):
-    score = ct_score(torch.tensor(generated).float(), torch.tensor(heldout).float())
-
-    if len({*generated, *heldout}) == 1:
-        assert score == 0
-    else:
-        # With two samples the tie-corrected H of Kruskal and Wallis is the squared z-score of Mann and Whitney.
-        assert score**2 == pytest.approx(stats.kruskal(generated, heldout).statistic, abs=1e-9)
-
-
-def test_the_ct_score_agrees_with_scipys_mann_whitney_test():
-    generator = torch.Generator().manual_seed(0)
-    generated, heldout = torch.rand(40, generator=generator), torch.rand(30, generator=generator) + 0.1
-
-    expected = stats.mannwhitneyu(
-        generated.numpy(), heldout.numpy(), alternative="less", use_continuity=False, method="asymptotic"
-    ).pvalue
-
-    assert stats.norm.cdf(ct_score(generated, heldout)) == pytest.approx(expected)
-
-
-def test_the_ct_score_of_nothing_is_nan():
-    assert math.isnan(ct_score(torch.zeros(0), torch.ones(3)))
-    assert math.isnan(ct_score(torch.ones(3), torch.zeros(0)))
 
 
 def test_three_hits_on_two_training_patients_of_ten_are_counted_by_hand():
