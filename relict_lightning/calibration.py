@@ -19,11 +19,14 @@ import torch
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import (
+    area_under_roc,
     balanced_accuracy_at_optimal_threshold,
     out_of_sample_balanced_accuracy,
+    sensitivity_specificity,
     tail_p_value,
 )
 from relict_lightning.functional.statistics import TAIL_CONTROLS
+from relict_lightning.results import RateEstimate, RocAreaEstimate
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -112,27 +115,33 @@ class LabelledCalibration:
     Attributes:
         balanced_accuracy: At the threshold that is best on these very ratings, in [0, 1]; it flatters.
         threshold: That threshold: at or above it is a replica.
+        sensitivity: Share of the rated replicas that it calls one; it flatters.
+        specificity: Share of the others that it does not call one; it flatters.
         out_of_sample_balanced_accuracy: The same with each rating left out when its threshold is chosen.
+        area_under_roc: Probability that a rated replica scores higher than another sample; without any threshold.
         rated: Number of ratings.
         replicas: How many of them say replica.
     """
 
     balanced_accuracy: float
     threshold: float
+    sensitivity: RateEstimate
+    specificity: RateEstimate
     out_of_sample_balanced_accuracy: float
+    area_under_roc: RocAreaEstimate
     rated: int
     replicas: int
 
 
 def calibrate_on_ratings(scores: Array, is_replica: Array) -> LabelledCalibration:
-    """Return the balanced accuracy of a score on expert ratings, in and out of sample.
+    """Return the balanced accuracy of a score on expert ratings, in and out of sample, and the area under its ROC.
 
     Args:
         scores: One score per rated sample, larger for more like a copy, `[n]`.
         is_replica: The ratings, `[n]`.
 
     Raises:
-        ConfigurationError: If the ratings do not hold at least two replicas and two others.
+        ConfigurationError: If the ratings do not hold at least two replicas and two others, or a score is NaN.
 
     References:
         RELICT, arXiv:2502.17360.
@@ -147,10 +156,14 @@ def calibrate_on_ratings(scores: Array, is_replica: Array) -> LabelledCalibratio
     values = torch.from_numpy(np.array(scores, dtype=np.float64))
     labels = torch.from_numpy(np.array(is_replica, dtype=bool))
     accuracy, threshold = balanced_accuracy_at_optimal_threshold(values, labels)
+    at_threshold = sensitivity_specificity(values, labels, threshold)
     return LabelledCalibration(
         balanced_accuracy=accuracy,
         threshold=threshold,
+        sensitivity=at_threshold.sensitivity,
+        specificity=at_threshold.specificity,
         out_of_sample_balanced_accuracy=out_of_sample_balanced_accuracy(values, labels),
+        area_under_roc=area_under_roc(values, labels),
         rated=len(labels),
         replicas=replicas,
     )

@@ -197,17 +197,19 @@ def calibrate(
     calibrations = calibrate_audit(audit_dir, ratings=ratings)
     written = write_calibration(output or audit_dir / "calibration.json", calibrations)
     width = max(len(name) for name in calibrations)
-    typer.echo(f"{'':{width}}  balanced accuracy  threshold  out of sample")
+    typer.echo(f"{'':{width}}  balanced                                        out of  area under ROC")
+    typer.echo(f"{'':{width}}  accuracy  sensitivity  specificity  threshold  sample  [95 % interval]")
     for name, found in calibrations.items():
         typer.echo(
-            f"{name:{width}}  {found.balanced_accuracy:17.3f}  {found.threshold:9.3g}  "
-            f"{found.out_of_sample_balanced_accuracy:13.3f}"
+            f"{name:{width}}  {found.balanced_accuracy:8.3f}  {found.sensitivity.value:11.3f}  "
+            f"{found.specificity.value:11.3f}  {found.threshold:9.3g}  {found.out_of_sample_balanced_accuracy:6.3f}  "
+            f"{found.area_under_roc}"
         )
     first = next(iter(calibrations.values()))
     typer.echo(
-        f"{first.rated} pairs were rated, {first.replicas} of them as replicas. The first column flatters, because its "
-        f"threshold was chosen on these very pairs. Half of the audit's pairs are its most alike ones, so neither "
-        f"column is the accuracy on all samples."
+        f"{first.rated} pairs were rated, {first.replicas} of them as replicas. The first three columns flatter, "
+        f"because their threshold was chosen on these very pairs; out of sample is the balanced accuracy without that. "
+        f"Half of the audit's pairs are its most alike ones, so no column is the accuracy on all samples."
     )
     typer.echo(f"Numbers: {written}")
 

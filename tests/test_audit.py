@@ -1,6 +1,7 @@
 import json
 import math
 import stat
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, recall_score, roc_auc_score
 
 from relict_lightning import ReplicaDetector
 from relict_lightning.audit import Audit, AuditSettings, pairs_to_rate, run_audit
@@ -255,6 +256,10 @@ def test_calibration_agrees_with_every_threshold_tried_by_scikit_learn(audit, pl
         assert calibrations[name].balanced_accuracy == pytest.approx(best)
         assert balanced_accuracy_score(labels, values >= calibrations[name].threshold) == pytest.approx(best)
         assert calibrations[name].out_of_sample_balanced_accuracy <= best
+        called = values >= calibrations[name].threshold
+        assert calibrations[name].sensitivity.value == pytest.approx(recall_score(labels, called))
+        assert calibrations[name].specificity.value == pytest.approx(recall_score(labels, called, pos_label=0))
+        assert calibrations[name].area_under_roc.value == pytest.approx(roc_auc_score(labels, values))
 
 
 def test_ratings_of_other_pairs_are_refused(audit, tmp_path):
@@ -288,6 +293,10 @@ def test_a_threshold_that_calls_nothing_a_replica_is_written_as_null(audit, plan
     assert any(math.isinf(calibration.threshold) for calibration in calibrations.values())
     for name, calibration in calibrations.items():
         assert stored[name]["threshold"] == (calibration.threshold if math.isfinite(calibration.threshold) else None)
+        for rate in ("sensitivity", "specificity"):
+            assert stored[name][rate] == asdict(getattr(calibration, rate))
+        assert stored[name]["area_under_roc"] == asdict(calibration.area_under_roc)
+        assert stored[name]["area_under_roc"]["low"] < stored[name]["area_under_roc"]["high"]
 
 
 def test_an_audit_of_an_empty_folder_says_so(sets, tmp_path):

@@ -3,6 +3,7 @@ import pytest
 
 from relict_lightning.calibration import calibrate, calibrate_on_ratings
 from relict_lightning.errors import ConfigurationError
+from relict_lightning.functional import estimate_rate
 
 
 def _column(*values):
@@ -128,6 +129,20 @@ def test_ratings_that_a_threshold_separates_have_full_accuracy():
     assert (calibration.balanced_accuracy, calibration.out_of_sample_balanced_accuracy) == (1.0, 1.0)
     assert 0.3 < calibration.threshold <= 0.8
     assert (calibration.rated, calibration.replicas) == (5, 2)
+    assert (calibration.sensitivity, calibration.specificity) == (estimate_rate(2, 2), estimate_rate(3, 3))
+    assert calibration.area_under_roc.value == 1
+    assert 0 < calibration.area_under_roc.low < 1
+
+
+def test_sensitivity_and_specificity_are_those_of_the_best_threshold_and_the_area_needs_none():
+    calibration = calibrate_on_ratings(
+        np.array([0.1, 0.2, 0.6, 0.3, 0.8, 0.9]), np.array([False, False, False, True, True, True])
+    )
+
+    # Above 0.7: two of three replicas, no other. One of nine pairs is ranked the wrong way.
+    assert (calibration.sensitivity, calibration.specificity) == (estimate_rate(2, 3), estimate_rate(3, 3))
+    assert calibration.balanced_accuracy == pytest.approx((2 / 3 + 1) / 2)
+    assert calibration.area_under_roc.value == pytest.approx(8 / 9)
 
 
 def test_the_accuracy_in_sample_flatters():
@@ -145,3 +160,8 @@ def test_the_accuracy_in_sample_flatters():
 def test_too_few_ratings_of_a_kind_are_refused(replicas):
     with pytest.raises(ConfigurationError, match=rf"got {replicas} and {5 - replicas}\. Rate more pairs"):
         calibrate_on_ratings(np.arange(5.0), np.arange(5) < replicas)
+
+
+def test_ratings_of_scores_that_are_nan_are_refused():
+    with pytest.raises(ConfigurationError, match="scores must not hold NaN, but 1 of 4"):
+        calibrate_on_ratings(np.array([0.1, np.nan, 0.3, 0.4]), np.array([True, True, False, False]))

@@ -127,9 +127,15 @@ def test_rating_and_calibration_follow_from_an_audit(audited, tmp_path):
     assert "Rating page of 16 pairs" in rated.stdout
     assert stat.S_IMODE((tmp_path / "rating.html").stat().st_mode) == 0o600
     assert calibrated.exit_code == 0
-    assert re.search(r"all levels: score +1\.000 +[\d.]+ +1\.000", calibrated.stdout)
+    assert re.search(
+        r"all levels: score +1\.000 +1\.000 +1\.000 +[\d.]+ +1\.000 +1\.000 \[0\.\d{3}, 1\.000\]", calibrated.stdout
+    )
+    assert re.search(r"accuracy +sensitivity +specificity +threshold +sample +\[95 % interval\]", calibrated.stdout)
     assert f"16 pairs were rated, {truth} of them as replicas." in calibrated.stdout
-    assert json.loads((tmp_path / "numbers.json").read_text())["all levels: score"]["balanced_accuracy"] == 1.0
+    written = json.loads((tmp_path / "numbers.json").read_text())["all levels: score"]
+    assert written["balanced_accuracy"] == 1.0
+    assert written["sensitivity"]["successes"] == truth
+    assert written["area_under_roc"]["value"] == 1.0
 
 
 def test_calibration_without_ratings_of_both_kinds_says_what_is_missing(audited, tmp_path):

@@ -5,6 +5,8 @@
 """
 
 import math
+import operator
+from typing import Any
 
 from scipy import stats
 
@@ -26,7 +28,8 @@ def clopper_pearson_interval(successes: int, trials: int, *, confidence: float =
         Lower and upper bound, each in [0, 1]; `(0, 1)` without trials.
 
     Raises:
-        ConfigurationError: If `successes` lies outside `[0, trials]` or `confidence` outside (0, 1).
+        ConfigurationError: If `successes` lies outside `[0, trials]` or `confidence` outside (0, 1), or a count is not
+            an integer.
 
     Example:
         >>> low, high = clopper_pearson_interval(0, 50)
@@ -37,12 +40,8 @@ def clopper_pearson_interval(successes: int, trials: int, *, confidence: float =
         Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of the binomial,
         doi:10.1093/biomet/26.4.404.
     """
-    if not 0 <= successes <= trials:
-        raise ConfigurationError(
-            f"successes must lie between 0 and trials, but successes={successes} and trials={trials}."
-        )
-    if not 0 < confidence < 1:
-        raise ConfigurationError(f"confidence must lie between 0 and 1, but is confidence={confidence}.")
+    successes, trials = _check_counts(successes, trials)
+    check_confidence(confidence)
     tail = (1 - confidence) / 2
     low = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, trials - successes + 1))
     high = 1.0 if successes == trials else float(stats.beta.ppf(1 - tail, successes + 1, trials - successes))
@@ -61,7 +60,8 @@ def estimate_rate(successes: int, trials: int, *, confidence: float = 0.95) -> R
         The rate; its value is NaN and its interval [0, 1] without trials.
 
     Raises:
-        ConfigurationError: If `successes` lies outside `[0, trials]` or `confidence` outside (0, 1).
+        ConfigurationError: If `successes` lies outside `[0, trials]` or `confidence` outside (0, 1), or a count is not
+            an integer.
 
     Example:
         >>> str(estimate_rate(12, 64))
@@ -71,6 +71,50 @@ def estimate_rate(successes: int, trials: int, *, confidence: float = 0.95) -> R
         Clopper, Pearson (1934), The use of confidence or fiducial limits illustrated in the case of the binomial,
         doi:10.1093/biomet/26.4.404.
     """
+    successes, trials = _check_counts(successes, trials)
     low, high = clopper_pearson_interval(successes, trials, confidence=confidence)
     value = successes / trials if trials else math.nan
     return RateEstimate(value=value, low=low, high=high, successes=successes, trials=trials, confidence=confidence)
+
+
+def check_confidence(confidence: float) -> None:
+    """Accept a coverage of an interval.
+
+    Args:
+        confidence: Coverage.
+
+    Raises:
+        ConfigurationError: If it lies outside (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise ConfigurationError(
+            f"confidence must lie between 0 and 1, but is confidence={confidence}. The usual value is 0.95."
+        )
+
+
+def check_count(value: Any, *, name: str) -> int:
+    """Return a whole number as an integer.
+
+    Args:
+        value: An integer of Python, NumPy or torch. Floats, even whole ones, are none: they are rates in the wrong
+            place more often than counts.
+        name: What the caller calls it, for the message.
+
+    Raises:
+        ConfigurationError: If it is no integer.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ConfigurationError(
+            f"{name} must be a whole number, but is {name}={value!r}. Give a count, not a rate."
+        ) from None
+
+
+def _check_counts(successes: Any, trials: Any) -> tuple[int, int]:
+    successes, trials = check_count(successes, name="successes"), check_count(trials, name="trials")
+    if not 0 <= successes <= trials:
+        raise ConfigurationError(
+            f"successes must lie between 0 and trials, but successes={successes} and trials={trials}. Give counts."
+        )
+    return successes, trials

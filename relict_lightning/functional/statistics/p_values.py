@@ -25,11 +25,11 @@ def conformal_p_value(scores: Float[Tensor, " n"], control_scores: Float[Tensor,
         control_scores: Scores of held-out images, one per group; at least one.
 
     Returns:
-        P-values in (0, 1], float64; smaller is more unusual.
+        P-values in (0, 1], float64; smaller is more unusual; empty for no samples.
 
     Raises:
         MissingControlError: If there are no control scores.
-        ConfigurationError: If a score is NaN.
+        ConfigurationError: If a score is NaN, or the scores are no vector.
 
     Example:
         >>> conformal_p_value(torch.tensor([0.9, 0.5]), torch.tensor([0.1, 0.5, 0.6]))
@@ -44,8 +44,9 @@ def conformal_p_value(scores: Float[Tensor, " n"], control_scores: Float[Tensor,
             "A conformal p-value needs the scores of held-out images, but control_scores is empty. Hold patients out "
             "of training."
         )
-    check_not_nan(scores, name="scores")
-    check_not_nan(control_scores, name="control_scores")
+    for name, values in (("scores", scores), ("control_scores", control_scores)):
+        check_vector(values, name=name)
+        check_not_nan(values, name=name)
     ordered = control_scores.double().sort().values
     below = torch.searchsorted(ordered, scores.double().contiguous())
     return (1 + len(ordered) - below).double() / (1 + len(ordered))
@@ -61,10 +62,10 @@ def simes_p_value(p_values: Float[Tensor, " n"]) -> float:
         p_values: P-values in [0, 1].
 
     Returns:
-        P-value in [0, 1]; 1 for no p-values.
+        P-value in [0, 1], smaller is more unusual; 1 for no p-values.
 
     Raises:
-        ConfigurationError: If a p-value lies outside [0, 1] or is NaN.
+        ConfigurationError: If a p-value lies outside [0, 1] or is NaN, or they are no vector.
 
     Example:
         >>> simes_p_value(torch.tensor([0.5, 0.01, 0.25, 0.75], dtype=torch.float64))
@@ -89,8 +90,25 @@ def check_p_values(p_values: Tensor) -> None:
         p_values: P-values.
 
     Raises:
-        ConfigurationError: If a p-value lies outside [0, 1] or is NaN.
+        ConfigurationError: If a p-value lies outside [0, 1] or is NaN, or they are no vector.
     """
+    check_vector(p_values, name="p_values")
     check_not_nan(p_values, name="p_values")
     if ((p_values < 0) | (p_values > 1)).any():
         raise ConfigurationError(f"p_values must lie in [0, 1], but lie in [{p_values.min():g}, {p_values.max():g}].")
+
+
+def check_vector(values: Tensor, *, name: str) -> None:
+    """Accept values that lie along one axis.
+
+    Args:
+        values: Scores or p-values.
+        name: What the caller calls them, for the message.
+
+    Raises:
+        ConfigurationError: If there is no axis, or more than one.
+    """
+    if values.ndim != 1:
+        raise ConfigurationError(
+            f"{name} must have one axis, but have shape {tuple(values.shape)}. Give one number per image."
+        )

@@ -7,6 +7,8 @@ every control, the tail of the control says how far beyond.
 - `tail_p_value`: conformal within the control, a generalised Pareto tail beyond it.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -42,10 +44,11 @@ def tail_p_value(scores: Float[Tensor, " n"], control_scores: Float[Tensor, " m"
         control_scores: Scores of held-out images, at least 1. Below 20 no tail is fitted.
 
     Returns:
-        P-values in (0, 1], float64.
+        P-values in (0, 1], float64; smaller is more unusual; empty for no samples.
 
     Raises:
-        ConfigurationError: If there are no control scores, or a score is NaN.
+        MissingControlError: If there are no control scores.
+        ConfigurationError: If a score is NaN, or the scores are no vector.
 
     Example:
         >>> control = torch.arange(20.0)
@@ -64,13 +67,16 @@ def tail_p_value(scores: Float[Tensor, " n"], control_scores: Float[Tensor, " m"
     excess_count = max(_FEWEST_EXCESSES, round(_TAIL_SHARE * count))
     threshold = ranked[excess_count]
     excesses = ranked[:excess_count] - threshold
-    mean, variance = float(excesses.mean()), float(excesses.var())
-    if mean <= 0:
+    mean = float(excesses.mean())
+    # No excess has no tail, and neither has an infinite one, of a control score that is infinite.
+    if not (math.isfinite(mean) and mean > 0):
         return p_values
     beyond = (scores.double() - threshold).clamp_min(0)
     lightest = 1 / excess_count
     # A generalised Pareto variable of shape xi has mean^2 / variance = 1 - 2 xi. Equal excesses have the lightest tail.
-    shape = min((1 - mean**2 / variance) / 2, _HEAVIEST_SHAPE) if variance > 0 else lightest
+    # The variance is that of excesses in units of their mean, because the square of a large one overflows.
+    variance = float((excesses / mean).var())
+    shape = min((1 - 1 / variance) / 2, _HEAVIEST_SHAPE) if variance > 0 else lightest
     if shape > lightest:
         tail = (1 + shape / (mean * (1 - shape)) * beyond) ** (-1 / shape)
     else:
