@@ -4,15 +4,86 @@ States are counts and sums of fixed size, so epochs of any length and any number
 `compute()` returns NaN, and torchmetrics warns.
 """
 
-from relict_lightning.metrics.memorization import CloserToTrainingShare, NeighborRatioFraction, ReplicaRate
-from relict_lightning.metrics.segmentation import MeanDice
-from relict_lightning.metrics.voxel import NormalizedCrossCorrelation, StructuralSimilarity
+from relict_lightning.metrics.feature import (
+    CalibratedNeighborRatio,
+    CosineSimilarity,
+    EmbeddingCorrelation,
+    EuclideanSimilarity,
+    NeighborRatio,
+    SplitProductSimilarity,
+)
+from relict_lightning.metrics.memorization import (
+    Authenticity,
+    CloserToTrainingShare,
+    CtScore,
+    MemorizationPValue,
+    NeighborRatioFraction,
+    ReplicaRate,
+    UniqueTrainingGroups,
+    UniqueTrainingImages,
+)
+from relict_lightning.metrics.segmentation import (
+    CenterlineDice,
+    CentroidDistance,
+    Dice,
+    HausdorffDistance95,
+    MatchedLesions,
+    MeanDice,
+    SurfaceDice,
+    VolumetricSimilarity,
+)
+from relict_lightning.metrics.statistics import (
+    AreaUnderRoc,
+    BalancedAccuracyAtOptimalThreshold,
+    BenjaminiHochberg,
+    ClopperPearsonInterval,
+    ConformalPValue,
+)
+from relict_lightning.metrics.voxel import (
+    LocalNormalizedCrossCorrelation,
+    MeanAbsoluteError,
+    MultiscaleStructuralSimilarity,
+    NormalizedCrossCorrelation,
+    NormalizedMutualInformation,
+    PeakSignalNoiseRatio,
+    RootMeanSquaredError,
+    StructuralSimilarity,
+)
 
 __all__ = [
+    "AreaUnderRoc",
+    "Authenticity",
+    "BalancedAccuracyAtOptimalThreshold",
+    "BenjaminiHochberg",
+    "CalibratedNeighborRatio",
+    "CenterlineDice",
+    "CentroidDistance",
+    "ClopperPearsonInterval",
     "CloserToTrainingShare",
+    "ConformalPValue",
+    "CosineSimilarity",
+    "CtScore",
+    "Dice",
+    "EmbeddingCorrelation",
+    "EuclideanSimilarity",
+    "HausdorffDistance95",
+    "LocalNormalizedCrossCorrelation",
+    "MatchedLesions",
+    "MeanAbsoluteError",
     "MeanDice",
+    "MemorizationPValue",
+    "MultiscaleStructuralSimilarity",
+    "NeighborRatio",
     "NeighborRatioFraction",
     "NormalizedCrossCorrelation",
+    "NormalizedMutualInformation",
+    "PeakSignalNoiseRatio",
     "ReplicaRate",
+    "RootMeanSquaredError",
+    "SplitProductSimilarity",
     "StructuralSimilarity",
+    "SurfaceDice",
+    "UniqueTrainingGroups",
+    "UniqueTrainingImages",
+    "VolumetricSimilarity",
 ]

@@ -1,25 +1,23 @@
 """The mean of a measure over every pair seen, by sum and count alone."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from relict_lightning.metrics.base import ReplicaMetric
 
 
-class MeanOverPairs(ReplicaMetric, ABC):
+class MeanOverPairs(ReplicaMetric):
     """Averages a measure of `(generated, training)` pairs over all updates and processes.
 
-    Subclasses say how a batch of pairs is measured, one value per pair or, with `columns`, one per pair and label. A
-    value of NaN, which means that the measure is not defined for a pair, is left out. The mean is NaN as long as there
-    is nothing to average.
+    A pair has one value or, with `columns`, one per label. A value of NaN, which means that the measure is not defined
+    for a pair, is left out. The mean is NaN as long as there is nothing to average.
 
     Args:
-        settings: What tells this metric from others of its class, by name.
+        measure: The functional twin.
+        settings: What it takes beside the pairs, by name.
         columns: Number of values per pair; None for one value, and a mean without axes.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
@@ -27,26 +25,31 @@ class MeanOverPairs(ReplicaMetric, ABC):
     total: Tensor
     pairs: Tensor
 
-    def __init__(self, *, settings: Mapping[str, object], columns: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        measure: Callable[..., Tensor],
+        settings: Mapping[str, object],
+        *,
+        columns: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(settings=settings, **kwargs)
+        self.measure = measure
+        self.measured_with = dict(settings)
         shape = () if columns is None else (columns,)
         self.add_state("total", default=torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("pairs", default=torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 
-    @abstractmethod
-    def measure(self, *args: Any, **kwargs: Any) -> Float[Tensor, "n *columns"]:
-        """Return one value per pair, or one per pair and column; takes what `update` takes."""
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
+    def update(self, *pairs: Tensor, **more: Any) -> None:
         """Add a batch of pairs.
 
         Args:
-            *args: What the functional twin takes: of samples first, then of training images.
-            **kwargs: The same, by keyword.
+            *pairs: What the functional twin takes first: of the samples, then of the training images.
+            **more: What else it takes of a batch, such as a mask.
         """
-        values = self.measure(*args, **kwargs).double()
+        values = self.measure(*pairs, **more, **self.measured_with).double()
         defined = ~values.isnan()
-        self.total += values.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf).sum(dim=0)
+        self.total += values.masked_fill(~defined, 0.0).sum(dim=0)
         self.pairs += defined.sum(dim=0)
 
     def value(self) -> Tensor:

@@ -1,7 +1,4 @@
-"""What a set of samples knows of the training set: the metrics of `relict_lightning.functional.memorization`.
-
-States are counts, so they add up over batches and processes, and nothing about a patient is kept.
-"""
+"""Which share of the samples copies, by one criterion or another. States are counts."""
 
 from typing import Any, final
 
