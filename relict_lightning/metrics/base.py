@@ -36,6 +36,10 @@ class ReplicaMetric(Metric, ABC):
     # Larger values mean more copying, unless a subclass says otherwise.
     higher_is_better = False
     full_state_update = False
+    # Subclasses set the bounds of the plot where a value has two. At a single one torchmetrics cuts points in half.
+
+    # What the entries of a value that has several stand for; empty for a value of one number.
+    value_names: Sequence[str] = ()
 
     settings_digest: Tensor
 
@@ -72,4 +76,10 @@ class ReplicaMetric(Metric, ABC):
         Returns:
             Figure and axes; the figure is None where `ax` was given.
         """
-        return self._plot(val, ax)
+        val = self.compute() if val is None else val
+        if len(self.value_names) < 2:
+            return self._plot(val, ax)
+        named = [
+            dict(zip(self.value_names, value, strict=True)) for value in ([val] if isinstance(val, Tensor) else val)
+        ]
+        return self._plot(named[0] if isinstance(val, Tensor) else named, ax)

@@ -59,8 +59,6 @@ class EuclideanSimilarity(MeanOverPairs):
         tensor(-5.)
     """
 
-    plot_upper_bound = 0.0
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(euclidean_similarity, {}, **kwargs)
 
@@ -195,7 +193,6 @@ class CalibratedNeighborRatio(MeanOverPairs):
     """
 
     higher_is_better = True
-    plot_lower_bound = 0.0
 
     def __init__(
         self, *, centre: Centre = "sample", num_neighbors: int = 50, alpha: float = 0.5, **kwargs: Any

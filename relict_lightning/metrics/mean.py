@@ -1,6 +1,6 @@
 """The mean of a measure over every pair seen, by sum and count alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ class MeanOverPairs(ReplicaMetric):
     Args:
         measure: The functional twin.
         settings: What it takes beside the pairs, by name.
-        columns: Number of values per pair; None for one value, and a mean without axes.
+        columns: What the values of a pair stand for, such as labels; empty for one value, and a mean without axes.
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
@@ -30,13 +30,14 @@ class MeanOverPairs(ReplicaMetric):
         measure: Callable[..., Tensor],
         settings: Mapping[str, object],
         *,
-        columns: int | None = None,
+        columns: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(settings=settings, **kwargs)
         self.measure = measure
         self.measured_with = dict(settings)
-        shape = () if columns is None else (columns,)
+        self.value_names = tuple(columns)
+        shape = (len(columns),) if columns else ()
         self.add_state("total", default=torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("pairs", default=torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 

@@ -64,7 +64,8 @@ class Dice(MeanOverPairs):
     def __init__(self, *, num_labels: int, include_background: bool = False, **kwargs: Any) -> None:
         check_num_labels(num_labels, include_background=include_background)
         settings = {"num_labels": num_labels, "include_background": include_background}
-        super().__init__(dice, settings, columns=num_labels - (not include_background), **kwargs)
+        labels = _label_names(num_labels, include_background=include_background)
+        super().__init__(dice, settings, columns=labels, **kwargs)
 
 
 @final
@@ -132,7 +133,12 @@ class VolumetricSimilarity(MeanOverPairs):
     def __init__(self, *, num_labels: int, include_background: bool = False, **kwargs: Any) -> None:
         check_num_labels(num_labels, include_background=include_background)
         settings = {"num_labels": num_labels, "include_background": include_background}
-        super().__init__(volumetric_similarity, settings, columns=num_labels - (not include_background), **kwargs)
+        super().__init__(
+            volumetric_similarity,
+            settings,
+            columns=_label_names(num_labels, include_background=include_background),
+            **kwargs,
+        )
 
 
 @final
@@ -162,12 +168,11 @@ class HausdorffDistance95(MeanOverPairs):
     """
 
     higher_is_better = True
-    plot_lower_bound = 0.0
 
     def __init__(self, *, num_labels: int, spacing_mm: float | Sequence[float], **kwargs: Any) -> None:
         check_num_labels(num_labels, include_background=False)
         settings = {"num_labels": num_labels, "spacing_mm": _spacing(spacing_mm)}
-        super().__init__(hausdorff_distance_95, settings, columns=num_labels - 1, **kwargs)
+        super().__init__(hausdorff_distance_95, settings, columns=_label_names(num_labels), **kwargs)
 
 
 @final
@@ -216,7 +221,7 @@ class SurfaceDice(MeanOverPairs):
             "spacing_mm": _spacing(spacing_mm),
             "tolerance_mm": check_tolerance(tolerance_mm, labels=num_labels - 1),
         }
-        super().__init__(surface_dice, settings, columns=num_labels - 1, **kwargs)
+        super().__init__(surface_dice, settings, columns=_label_names(num_labels), **kwargs)
 
 
 @final
@@ -241,12 +246,11 @@ class CentroidDistance(MeanOverPairs):
     """
 
     higher_is_better = True
-    plot_lower_bound = 0.0
 
     def __init__(self, *, num_labels: int, spacing_mm: float | Sequence[float], **kwargs: Any) -> None:
         check_num_labels(num_labels, include_background=False)
         settings = {"num_labels": num_labels, "spacing_mm": _spacing(spacing_mm)}
-        super().__init__(centroid_distance, settings, columns=num_labels - 1, **kwargs)
+        super().__init__(centroid_distance, settings, columns=_label_names(num_labels), **kwargs)
 
 
 @final
@@ -282,7 +286,7 @@ class CenterlineDice(MeanOverPairs):
     def __init__(self, *, num_labels: int, **kwargs: Any) -> None:
         check_num_labels(num_labels, include_background=False)
         check_thinning()
-        super().__init__(centerline_dice, {"num_labels": num_labels}, columns=num_labels - 1, **kwargs)
+        super().__init__(centerline_dice, {"num_labels": num_labels}, columns=_label_names(num_labels), **kwargs)
 
 
 @final
@@ -338,6 +342,10 @@ class MatchedLesions(ReplicaMetric):
     def value(self) -> Tensor:
         """Return the share, NaN without lesions."""
         return self.matched / self.lesions
+
+
+def _label_names(num_labels: int, *, include_background: bool = False) -> list[str]:
+    return [f"label {label}" for label in range(0 if include_background else 1, num_labels)]
 
 
 def _spacing(spacing_mm: float | Sequence[float]) -> float | tuple[float, ...]:

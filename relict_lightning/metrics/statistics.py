@@ -6,7 +6,7 @@ p-value, or one score and rating, per sample.
 
 import math
 from collections.abc import Sequence
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +25,9 @@ from relict_lightning.functional.statistics.ratings import check_ratings
 from relict_lightning.metrics.base import ReplicaMetric
 from relict_lightning.metrics.pooled import PooledNumbers
 from relict_lightning.results import RateEstimate, RocAreaEstimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @final
@@ -55,6 +58,8 @@ class ClopperPearsonInterval(ReplicaMetric):
 
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
+
+    value_names = ("low", "high")
 
     replicas: Tensor
     samples: Tensor
@@ -154,6 +159,13 @@ class ConformalPValue(ReplicaMetric):
             return torch.full((1,), torch.nan, dtype=torch.float64, device=self.device)
         ranks = torch.arange(1, len(self.samples_by_rank) + 1, dtype=torch.float64, device=self.device)
         return (ranks / len(self.samples_by_rank)).repeat_interleave(self.samples_by_rank)
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: "Axes | None" = None) -> Any:
+        """Plot the p-values, without a legend: they are in order, and as many as samples."""
+        figure, axes = super().plot(val, ax)
+        if axes.get_legend() is not None:
+            axes.get_legend().remove()
+        return figure, axes
 
 
 @final

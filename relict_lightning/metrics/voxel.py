@@ -45,7 +45,6 @@ class MeanAbsoluteError(MeanOverPairs):
     """
 
     higher_is_better = True
-    plot_lower_bound = 0.0
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(mean_absolute_error, {}, **kwargs)
@@ -70,7 +69,6 @@ class RootMeanSquaredError(MeanOverPairs):
     """
 
     higher_is_better = True
-    plot_lower_bound = 0.0
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(root_mean_squared_error, {}, **kwargs)
@@ -192,6 +190,7 @@ class StructuralSimilarity(MeanOverPairs):
         similarity, doi:10.1109/TIP.2003.819861.
     """
 
+    plot_lower_bound = -1.0
     plot_upper_bound = 1.0
 
     def __init__(self, *, data_range: float, window: int = 11, sigma: float = 1.5, **kwargs: Any) -> None:

@@ -13,6 +13,7 @@ import relict_lightning.metrics
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import replica_rate
 from relict_lightning.metrics import (
+    Dice,
     MeanDice,
     NeighborRatioFraction,
     NormalizedCrossCorrelation,
@@ -150,6 +151,19 @@ def test_a_value_and_a_series_of_values_can_be_plotted(case):
     assert len(series.lines[0].get_ydata()) == 2
     for each in (figure, series.figure):
         mpl.pyplot.close(each)
+
+
+def test_a_plot_names_the_labels_of_a_value_per_label():
+    metric = Dice(num_labels=4)
+    metric.update(torch.tensor([[[1, 2, 3, 0]]]), torch.tensor([[[1, 2, 0, 3]]]))
+    mpl.use("Agg")
+
+    figures = [metric.plot(), metric.plot([metric.compute(), metric.compute()])]
+
+    for figure, axes in figures:
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["label 1", "label 2", "label 3"]
+        assert [line.get_ydata()[0] for line in axes.lines[:3]] == [1, 1, 0]
+        mpl.pyplot.close(figure)
 
 
 def test_similarities_of_exact_copies_in_one_collection_stay_apart():

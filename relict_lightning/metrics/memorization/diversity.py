@@ -18,8 +18,6 @@ class _UniqueMatches(PooledNumbers, ABC):
         **kwargs: Passed on to `torchmetrics.Metric`.
     """
 
-    plot_lower_bound = 0.0
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(names=["matches", "is_replica"], settings={}, **kwargs)
 
