@@ -14,8 +14,8 @@ says, and return on that device.
 - `surface_agreement`: both of these for the time of one.
 
 MONAI's `HausdorffDistanceMetric` and `SurfaceDiceMetric` have the same values, but for a label that only one map has:
-MONAI interpolates between infinite distances then, which gives NaN. Each of the two searches both surfaces anew. One
-search for both, and a look at the near neighbourhood first, make `surface_agreement` at least three times as fast
+MONAI interpolates between infinite distances then, which gives NaN. Each of the two finds both surfaces and searches
+them anew. One search for both, of trees that suit surfaces, makes `surface_agreement` about three times as fast or more
 (`benchmarks/measures.py`).
 """
 

@@ -142,6 +142,16 @@ def test_all_pairs_survive_extreme_intensities(scale):
     )
 
 
+def test_all_pairs_survive_large_intensities_about_zero():
+    half, _ = random_pair((2, 1, 8, 4))
+    # The mean is exactly 0, and only the squares leave float32.
+    images = torch.cat([half, -half], dim=3)
+
+    large = pairwise_normalized_cross_correlation(images * 2.0**80, images * 2.0**80)
+
+    torch.testing.assert_close(large, pairwise_normalized_cross_correlation(images, images))
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_all_pairs_notice_one_voxel_that_is_not_finite(value):
     generated, training = random_pair((3, 1, 8, 8))
