@@ -83,3 +83,17 @@ class ReplicaMetric(Metric, ABC):
             dict(zip(self.value_names, value, strict=True)) for value in ([val] if isinstance(val, Tensor) else val)
         ]
         return self._plot(named[0] if isinstance(val, Tensor) else named, ax)
+
+
+def plain(values: Tensor) -> Tensor:
+    """Return the numbers alone: without their graph, and without what a `MetaTensor` says of the patient's file.
+
+    Args:
+        values: Numbers that go into a state, and with it into checkpoints.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> type(plain(MetaTensor(torch.zeros(2))))
+        <class 'torch.Tensor'>
+    """
+    return values.detach().as_subclass(Tensor)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relict_lightning.metrics.base import ReplicaMetric
+from relict_lightning.metrics.base import ReplicaMetric, plain
 
 
 class MeanOverPairs(ReplicaMetric):
@@ -48,7 +48,7 @@ class MeanOverPairs(ReplicaMetric):
             *pairs: What the functional twin takes first: of the samples, then of the training images.
             **more: What else it takes of a batch, such as a mask.
         """
-        values = self.measure(*pairs, **more, **self.measured_with).double()
+        values = plain(self.measure(*pairs, **more, **self.measured_with)).double()
         defined = ~values.isnan()
         self.total += values.masked_fill(~defined, 0.0).sum(dim=0)
         self.pairs += defined.sum(dim=0)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relict_lightning.metrics.base import ReplicaMetric
+from relict_lightning.metrics.base import ReplicaMetric, plain
 
 
 class PooledNumbers(ReplicaMetric, ABC):
@@ -27,12 +27,16 @@ class PooledNumbers(ReplicaMetric, ABC):
         super().__init__(settings=settings, **kwargs)
         for name in names:
             self.add_state(name, default=[], dist_reduce_fx="cat")
-        self.set_dtype(torch.float64)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the numbers, whatever `half` or `float` is called on the metric or on a module that holds it."""
+        return torch.float64
 
     def append(self, **numbers: Tensor) -> None:
         """Add numbers of a batch, each under its name, `[n]`."""
         for name, values in numbers.items():
-            getattr(self, name).append(values.detach().double())
+            getattr(self, name).append(plain(values).double())
 
     def pooled(self, name: str) -> Tensor:
         """Return all numbers of one name, float64, `[n]`; empty before any update."""

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_cases import CASES, Case
+from monai.data import MetaTensor
 from torchmetrics import MetricCollection
 
 import relict_lightning.metrics
@@ -151,6 +152,28 @@ def test_a_value_and_a_series_of_values_can_be_plotted(case):
     assert len(series.lines[0].get_ydata()) == 2
     for each in (figure, series.figure):
         mpl.pyplot.close(each)
+
+
+@pytest.mark.parametrize("name", ["StructuralSimilarity", "Dice", "CosineSimilarity", "BenjaminiHochberg"])
+def test_the_state_keeps_neither_the_file_of_a_patient_nor_a_graph(name):
+    metric, samples = CASES[name].metric(), CASES[name].samples(0, 4)
+    files = [MetaTensor(part, meta={"filename_or_obj": "patient.nii"}) for part in samples]
+
+    metric.update(*(part.requires_grad_() if part.is_floating_point() else part for part in files))
+
+    for state in metric.metric_state.values():
+        for part in state if isinstance(state, list) else [state]:
+            assert type(part) is torch.Tensor
+            assert not part.requires_grad
+    assert_same(metric.compute(), CASES[name].twin(*samples))
+
+
+def test_numbers_of_a_pooled_metric_stay_in_double_precision_wherever_it_goes():
+    metric = CASES["BenjaminiHochberg"].metric().to("cpu").half().float()
+    metric.update(*CASES["BenjaminiHochberg"].samples(0, 3))
+
+    assert metric.dtype == torch.float64
+    assert metric.pooled("p_values").dtype == torch.float64
 
 
 def test_a_plot_names_the_labels_of_a_value_per_label():

@@ -14,6 +14,9 @@ import torch
 from jaxtyping import Bool, Float32
 from scipy.spatial import cKDTree
 
+# Fewer voxels are looked up before a second thread has started.
+_VOXELS_PER_THREAD = 4096
+
 # Nodes that are split in the middle, and not shrunk to their points, suit thin surfaces: for concentric spheres the
 # query takes half the time that it takes with the balanced, compact nodes that are SciPy's default.
 _LEAF_SIZE = 32
@@ -84,7 +87,11 @@ def nearest_surface_distances(
     points = [np.argwhere(surface(mask)) * spacing_mm for mask in (first, second)]
     trees = [cKDTree(each, leafsize=_LEAF_SIZE, balanced_tree=False, compact_nodes=False) for each in points]
     there, back = (
-        np.asarray(tree.query(each, workers=torch.get_num_threads())[0], dtype=np.float32)
+        np.asarray(tree.query(each, workers=_threads(len(each)))[0], dtype=np.float32)
         for each, tree in zip(points, reversed(trees), strict=True)
     )
     return there, back
+
+
+def _threads(voxels: int) -> int:
+    return max(1, min(torch.get_num_threads(), voxels // _VOXELS_PER_THREAD))
