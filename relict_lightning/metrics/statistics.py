@@ -107,6 +107,7 @@ class ConformalPValue(ReplicaMetric):
     `update(scores)` takes one score per sample, larger for samples more like copies. `compute()` returns one p-value
     per sample in (0, 1], float64, in ascending order; smaller is more unusual. A p-value says only how many of the
     control score at least as high, so the state is one count for each such number, however many samples there are.
+    torchmetrics gives the p-value of a single sample without an axis.
 
     Args:
         control_scores: Scores of held-out images, one per group; at least one.

@@ -168,6 +168,25 @@ def test_p_values_are_counted_however_many_samples_there_are():
     assert metric.samples_by_rank.shape == (1000,)
 
 
+def test_without_samples_there_is_a_single_p_value_of_nan():
+    metric = ConformalPValue(control_scores=[0.5])
+
+    metric.update(torch.zeros(0))
+
+    assert metric.compute().numel() == 1
+    assert metric.compute().isnan()
+
+
+@pytest.mark.parametrize("size", [48, 97, 106])
+def test_p_values_whose_multiples_floats_miss_are_counted_at_their_own_rank(size):
+    # 1 / 49 * 49 is less than 1 in floats.
+    metric = ConformalPValue(control_scores=torch.zeros(size))
+
+    metric.update(torch.ones(2))
+
+    assert metric.compute().tolist() == [1 / (size + 1)] * 2
+
+
 @pytest.mark.parametrize(
     ("construct", "error", "message"),
     [

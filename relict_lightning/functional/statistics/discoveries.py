@@ -45,7 +45,7 @@ def benjamini_hochberg(p_values: Float[Tensor, " n"], *, fdr: float = 0.05) -> B
     check_fdr(fdr)
     check_p_values(p_values)
     ordered = p_values.double().sort().values
-    ranks = torch.arange(1, len(ordered) + 1, device=p_values.device)
+    ranks = torch.arange(1, len(ordered) + 1, dtype=torch.float64, device=p_values.device)
     passing = ordered * len(ordered) <= fdr * ranks * (1 + TIE_TOLERANCE)
     if not passing.any():
         return torch.zeros_like(p_values, dtype=torch.bool)

@@ -21,8 +21,6 @@ TAIL_CONTROLS = 20
 # The tail is the upper tenth of the control, and ten scores at least.
 _TAIL_SHARE = 0.1
 _FEWEST_EXCESSES = 10
-# A heavier tail has no variance, and no shape could be estimated from its moments.
-_HEAVIEST_SHAPE = 0.5
 
 
 def tail_p_value(scores: Float[Tensor, " n"], control_scores: Float[Tensor, " m"]) -> Float[Tensor, " n"]:
@@ -32,8 +30,8 @@ def tail_p_value(scores: Float[Tensor, " n"], control_scores: Float[Tensor, " m"
     with sum E. If excesses are exponential, a new one is larger than y with probability (1 + y / E)^-k exactly,
     whatever their scale and however small k is, because y / E does not depend on the scale. That is a generalised
     Pareto tail of shape 1 / k. Scores with lighter tails, such as normal ones, get p-values that are too large, which
-    is the safe side; where the moments of the excesses ask for a heavier tail, that shape is taken (at most 0.5).
-    The result is (k + 1) / (m + 1) times this probability, and never larger than the conformal p-value.
+    is the safe side; where the moments of the excesses ask for a heavier tail, their shape is taken, which is always
+    below 0.5. The result is (k + 1) / (m + 1) times this probability, and never larger than the conformal p-value.
 
     In simulation with 128 samples and 50 to 500 controls of one distribution, Benjamini-Hochberg at 5 % made any
     discovery in 1 % of sets for normal scores, in 5 % for exponential, in 4 % for gamma of shape 2, in 6 to 8 % for
@@ -76,7 +74,7 @@ def tail_p_value(scores: Float[Tensor, " n"], control_scores: Float[Tensor, " m"
     # A generalised Pareto variable of shape xi has mean^2 / variance = 1 - 2 xi. Equal excesses have the lightest tail.
     # The variance is that of excesses in units of their mean, because the square of a large one overflows.
     variance = float((excesses / mean).var())
-    shape = min((1 - 1 / variance) / 2, _HEAVIEST_SHAPE) if variance > 0 else lightest
+    shape = (1 - 1 / variance) / 2 if variance > 0 else lightest
     if shape > lightest:
         tail = (1 + shape / (mean * (1 - shape)) * beyond) ** (-1 / shape)
     else:

@@ -89,6 +89,12 @@ def test_an_impossible_fdr_is_refused(fdr):
         benjamini_hochberg(vector([0.5]), fdr=fdr)
 
 
+def test_p_values_that_equal_their_bound_are_discoveries_though_floats_exceed_it():
+    # 1/5 * 3 is 0.3 * 2, but not in floats.
+    assert benjamini_hochberg(vector([1 / 5, 1 / 5, 1.0]), fdr=0.3).tolist() == [True, True, False]
+    assert benjamini_hochberg(vector([1 / 5, 1 / 5, 1.0]).float(), fdr=0.3).tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("fdr", [0.02, 0.031, 0.046, 0.2, 0.6])
 def test_discoveries_are_those_of_the_adjusted_p_values_of_r(fdr):
     # R 4.2.2: p.adjust(c(0.01, 0.04, 0.03, 0.005, 0.5, 0.03), "BH")

@@ -171,6 +171,13 @@ def test_plans_of_worked_numbers():
     assert minimum_discoveries(1999, 100, fdr=0.05) == 1
 
 
+def test_plans_on_a_tie_do_not_depend_on_rounding():
+    # 9 / (0.3 * 3) is 10, 0.3 * 3 * 30 is 27 and 3 / (0.3 * 5) is 2, each of which floats miss to the wrong side.
+    assert required_heldout(9, 3, fdr=0.3) == 9
+    assert maximum_samples(2, 30, fdr=0.3) == 27
+    assert minimum_discoveries(4, 3, fdr=0.3) == 2
+
+
 def test_the_probability_of_a_discovery_agrees_with_r():
     # Seven copies among 64 samples. R 4.2.2: print(pbinom(6, 64, 0.1, lower.tail = FALSE), digits = 15)
     found = discovery_probability(0.1, num_samples=64, control_size=199, fdr=0.05)

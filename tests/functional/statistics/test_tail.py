@@ -184,6 +184,12 @@ def test_an_infinite_control_has_no_tail(infinite: float, count: int) -> None:
         assert torch.equal(found, conformal_p_value(scores, control))
 
 
+def test_a_control_that_spans_the_whole_range_of_floats_has_no_tail() -> None:
+    control = torch.tensor([-1.7e308] * 21 + [1.7e308] * 10, dtype=torch.float64)
+
+    assert tail_p_value(torch.tensor([1.75e308], dtype=torch.float64), control).item() == pytest.approx(1 / 32)
+
+
 def test_an_infinite_score_has_a_p_value_above_zero() -> None:
     assert 0 < tail_p_value(torch.tensor([math.inf]), torch.arange(30.0)).item() < 1e-300
 
