@@ -1,7 +1,7 @@
 """`torchmetrics.Metric` classes: the measures of `relict_lightning.functional`, added up over batches and processes.
 
-States are counts and sums of fixed size, so epochs of any length and any number of processes fit. Before any update,
-`compute()` returns NaN, and torchmetrics warns.
+States are counts and sums of fixed size, or a few numbers per sample where ranks are asked for; never an image.
+Before any update, `compute()` returns NaN, and torchmetrics warns.
 """
 
 from relict_lightning.metrics.feature import (
