@@ -5,6 +5,7 @@ p-value, or one score and rating, per sample.
 """
 
 import math
+from abc import ABC
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
 
@@ -239,8 +240,36 @@ class BenjaminiHochberg(PooledNumbers):
         return benjamini_hochberg(self.pooled("p_values"), fdr=self.fdr)
 
 
+class _RatedScores(PooledNumbers, ABC):
+    """Keeps scores and expert ratings.
+
+    Args:
+        **kwargs: Passed on to `torchmetrics.Metric`.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(names=["scores", "labels"], settings={}, **kwargs)
+
+    def update(self, scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> None:
+        """Add a batch of images.
+
+        Args:
+            scores: Score of each image, larger is more like a copy.
+            labels: Its rating, True for a copy.
+        """
+        check_ratings(scores, labels, minimum=0)
+        self.append(scores=scores, labels=labels)
+
+    def ratings(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]] | None:
+        """Return all scores and ratings; None without ratings of both kinds."""
+        scores, labels = self.pooled("scores"), self.pooled("labels") > 0
+        return (scores, labels) if labels.any() and not labels.all() else None
+
+
 @final
-class BalancedAccuracyAtOptimalThreshold(PooledNumbers):
+class BalancedAccuracyAtOptimalThreshold(_RatedScores):
     """Balanced accuracy of scores on expert ratings, at the threshold that is best on them, in [0.5, 1].
 
     `update(scores, labels)` takes the score of each image and whether it is rated a copy. Larger is better. As long as
@@ -260,22 +289,8 @@ class BalancedAccuracyAtOptimalThreshold(PooledNumbers):
         RELICT (2025), arXiv:2502.17360.
     """
 
-    higher_is_better = True
     plot_lower_bound = 0.5
     plot_upper_bound = 1.0
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(names=["scores", "labels"], settings={}, **kwargs)
-
-    def update(self, scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> None:
-        """Add a batch of images.
-
-        Args:
-            scores: Score of each image, larger is more like a copy.
-            labels: Its rating, True for a copy.
-        """
-        check_ratings(scores, labels, minimum=0)
-        self.append(scores=scores, labels=labels)
 
     def value(self) -> Tensor:
         """Return the balanced accuracy, NaN without ratings of both kinds."""
@@ -290,12 +305,12 @@ class BalancedAccuracyAtOptimalThreshold(PooledNumbers):
             return self._optimum()[1]
 
     def _optimum(self) -> tuple[float, float]:
-        scores, labels = _ratings(self)
-        return balanced_accuracy_at_optimal_threshold(scores, labels) if _both(labels) else (math.nan, math.nan)
+        ratings = self.ratings()
+        return (math.nan, math.nan) if ratings is None else balanced_accuracy_at_optimal_threshold(*ratings)
 
 
 @final
-class AreaUnderRoc(PooledNumbers):
+class AreaUnderRoc(_RatedScores):
     """Area under the ROC curve of scores on expert ratings, in [0, 1].
 
     `update(scores, labels)` takes the score of each image and whether it is rated a copy. Larger is better, 0.5 is
@@ -323,24 +338,13 @@ class AreaUnderRoc(PooledNumbers):
         characteristic curves, doi:10.2307/2531595.
     """
 
-    higher_is_better = True
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
     def __init__(self, *, confidence: float = 0.95, **kwargs: Any) -> None:
-        super().__init__(names=["scores", "labels"], settings={}, **kwargs)
+        super().__init__(**kwargs)
         estimate_rate(0, 0, confidence=confidence)
         self.confidence = confidence
-
-    def update(self, scores: Float[Tensor, " n"], labels: Bool[Tensor, " n"]) -> None:
-        """Add a batch of images.
-
-        Args:
-            scores: Score of each image, larger is more like a copy.
-            labels: Its rating, True for a copy.
-        """
-        check_ratings(scores, labels, minimum=0)
-        self.append(scores=scores, labels=labels)
 
     def value(self) -> Tensor:
         """Return the area, NaN without ratings of both kinds."""
@@ -355,15 +359,7 @@ class AreaUnderRoc(PooledNumbers):
             return self._area()
 
     def _area(self) -> RocAreaEstimate:
-        scores, labels = _ratings(self)
-        if not _both(labels):
+        ratings = self.ratings()
+        if ratings is None:
             return RocAreaEstimate(value=math.nan, low=0.0, high=1.0, confidence=self.confidence)
-        return area_under_roc(scores, labels, confidence=self.confidence)
-
-
-def _ratings(metric: PooledNumbers) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-    return metric.pooled("scores"), metric.pooled("labels") > 0
-
-
-def _both(labels: Bool[Tensor, " n"]) -> bool:
-    return bool(labels.any()) and not bool(labels.all())
+        return area_under_roc(*ratings, confidence=self.confidence)

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from relict_lightning.functional.validation import check_data_range, check_mask, check_pairs
+from relict_lightning.functional.voxel.masked import masked_mean
 
 
 def mean_absolute_error(
@@ -44,7 +45,7 @@ def mean_absolute_error(
         tensor([3.5000])
     """
     generated, training = check_pairs(generated, training)
-    return _mean((generated - training).abs(), mask)
+    return masked_mean((generated - training).abs(), _fitted(mask, generated), empty=torch.inf)
 
 
 def root_mean_squared_error(
@@ -116,13 +117,8 @@ def _root_mean_square(difference: Tensor, mask: Tensor | None) -> Float[Tensor, 
     # Squares of differences beyond 1e19, or below 1e-19, leave float32; those of their share of the largest do not.
     largest = difference.flatten(1).abs().amax(dim=1)
     divisor = torch.where(largest > 0, largest, torch.ones_like(largest)).reshape(-1, *[1] * (difference.ndim - 1))
-    return _mean((difference / divisor).square(), mask).sqrt() * largest
+    return masked_mean((difference / divisor).square(), _fitted(mask, difference), empty=torch.inf).sqrt() * largest
 
 
-def _mean(values: Tensor, mask: Tensor | None) -> Float[Tensor, " n"]:
-    if mask is None:
-        return values.flatten(1).mean(dim=1)
-    mask = check_mask(mask, values).flatten(1)
-    count = mask.sum(dim=1)
-    mean = values.flatten(1).masked_fill(~mask, 0.0).sum(dim=1) / count.clamp(min=1)
-    return torch.where(count > 0, mean, torch.full_like(mean, torch.inf))
+def _fitted(mask: Tensor | None, images: Tensor) -> Tensor | None:
+    return None if mask is None else check_mask(mask, images)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from relict_lightning.functional.validation import check_mask, check_pairs
+from relict_lightning.functional.voxel.masked import masked_mean
 from relict_lightning.functional.voxel.windows import (
     box_band,
     check_window,
@@ -90,8 +91,7 @@ def local_normalized_cross_correlation(
         counted = ~(flat_first & flat_second)
         if positions is not None:
             counted &= positions[part]
-        total = (correlation.square() if squared else correlation).masked_fill(~counted, 0.0).flatten(1).sum(dim=1)
-        values.append(total / counted.flatten(1).sum(dim=1).clamp(min=1))
+        values.append(masked_mean(correlation.square() if squared else correlation, counted, empty=0.0))
     return torch.cat(values)
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as nnf
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional.validation import check_data_range, check_mask, check_pairs
+from relict_lightning.functional.voxel.masked import masked_mean
 from relict_lightning.functional.voxel.windows import (
     check_window,
     gaussian_band,
@@ -241,8 +242,8 @@ def _means_of_terms(
         part = slice(start, start + chunk)
         luminance, contrast = _terms(generated[part], training[part], bands=bands, data_range=data_range)
         inside = None if positions is None else positions[part]
-        similarities.append(_mean_inside(luminance * contrast, inside))
-        contrasts.append(_mean_inside(contrast, inside))
+        similarities.append(masked_mean(luminance * contrast, inside, empty=0.0))
+        contrasts.append(masked_mean(contrast, inside, empty=0.0))
     return torch.cat(similarities), torch.cat(contrasts)
 
 
@@ -266,10 +267,3 @@ def _terms(
         (2 * mean_generated * mean_training + luminance) / (mean_generated**2 + mean_training**2 + luminance),
         (2 * covariance + contrast) / (variance_generated + variance_training + contrast),
     )
-
-
-def _mean_inside(values: Tensor, inside: Tensor | None) -> Float[Tensor, " n"]:
-    if inside is None:
-        return values.flatten(1).mean(dim=1)
-    inside = inside.flatten(1)
-    return values.flatten(1).masked_fill(~inside, 0.0).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
