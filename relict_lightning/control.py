@@ -1,7 +1,7 @@
 """The control: held-out patients, measured as if they were samples, so that one knows how alike a new patient is."""
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,15 +44,12 @@ class Control:
         return called / len(self.likeness)
 
 
-def merge_copies(reference: Reference, digests: Sequence[str]) -> Reference:
+def merge_copies(reference: Reference) -> Reference:
     """Return a set in which bitwise copies of one image belong to one group, with a warning if there were any.
 
     A data set that repeats its images, or names one patient twice, would otherwise be a set of more patients than it
     has; and a copy of a repeated image would not stand out, because its nearest others would be the repetitions.
 
-    Args:
-        reference: The images.
-        digests: Hash of each image's values.
     """
     group_of: dict[str, str] = {}
     merged_into: dict[str, str] = {}
@@ -62,7 +59,7 @@ def merge_copies(reference: Reference, digests: Sequence[str]) -> Reference:
             group = parent
         return group
 
-    for digest, group in zip(digests, reference.groups, strict=True):
+    for digest, group in zip(reference.item_digests, reference.groups, strict=True):
         first = root(group_of.setdefault(digest, group))
         if first != root(group):
             merged_into[root(group)] = first
@@ -79,7 +76,7 @@ def merge_copies(reference: Reference, digests: Sequence[str]) -> Reference:
 
 
 def new_patients_only(
-    heldout: Reference, digests: Sequence[str], *, known_groups: Collection[str], known_digests: Collection[str]
+    heldout: Reference, *, known_groups: Collection[str], known_digests: Collection[str]
 ) -> Reference:
     """Return the held-out images that are no training image and of no training patient, copies merged.
 
@@ -88,18 +85,17 @@ def new_patients_only(
 
     Args:
         heldout: The held-out images.
-        digests: Hash of each one's values.
         known_groups: Names of the training patients.
         known_digests: Hashes of the training images.
 
     Raises:
         EmptyDataError: If fewer than two patients remain.
     """
-    items = list(zip(digests, heldout.groups, strict=True))
+    items = list(zip(heldout.item_digests, heldout.groups, strict=True))
     known_images = {*known_digests, *(digest for digest, group in items if group in known_groups)}
     kept = [position for position, (digest, _) in enumerate(items) if digest not in known_images]
     remaining = heldout if len(kept) == len(heldout) else subset(heldout, kept)
-    merged = merge_copies(remaining, [digests[position] for position in kept])
+    merged = merge_copies(remaining)
     if len(set(merged.groups)) < 2:
         raise EmptyDataError(
             f"The held-out set has {len(kept)} usable image(s) among {len(heldout)}; at least 2 patients that are not "
@@ -124,8 +120,7 @@ def one_image_per_group(heldout: Reference) -> Array:
 def write_control(control: Control, writer: EntryWriter, *, prefix: str) -> None:
     """Write a control into a folder, its files' names starting with `prefix`."""
     for name in ("likeness", "distance_to_training"):
-        values = getattr(control, name)
-        writer.array(f"{prefix}{name}", values.shape, values.dtype.type)[:] = values
+        writer.array(f"{prefix}{name}", getattr(control, name))
     writer.table(f"{prefix}seconds", control.seconds)
 
 

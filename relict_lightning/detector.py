@@ -6,8 +6,9 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from relict_lightning.control import (
     read_control,
     write_control,
 )
-from relict_lightning.data import ImageBatch, ImageSource, open_images
+from relict_lightning.data import ImageBatch, ImageSource, is_datamodule, open_images
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.errors import (
     ConfigurationError,
@@ -37,18 +38,21 @@ from relict_lightning.fitted import Fitted, read_fitted, read_settings, write_fi
 from relict_lightning.functional import minimum_discoveries, mirror, shift
 from relict_lightning.functional.statistics import TAIL_CONTROLS
 from relict_lightning.index import (
+    BuildOptions,
+    Check,
     Entry,
     IntensityScale,
+    Pipeline,
     Reference,
-    Scan,
+    Store,
     build_reference,
     combine,
     digest_module,
     open_or_put_aside,
-    scan,
     writing,
 )
 from relict_lightning.intensities import warn_of_other_intensities
+from relict_lightning.processes import Processes
 from relict_lightning.results import DetectionResult, MatchedPair
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
@@ -82,6 +86,13 @@ class ReplicaDetector:
             displacements of whole voxels up to a tenth of the shortest side, "none" compares images as they are.
         cache_dir: Folder in which what `fit` builds is kept and found again. None keeps it in memory. It holds
             patient data.
+        store: How the training images are kept for comparison: "float16", "uint8" (half the space, to 1/510 of each
+            image's intensity range), or "reference" (not at all: they are read again from the data set).
+        check: How `fit` recognises a set that is in the cache. "full" reads and hashes every image. "sampled" reads
+            some, and looks at names, sizes and dates of files: fast for data that are slow to read, and blind to an
+            image that changed without its file's size or date.
+        hash_ids: Whether ids and patients are known by keyed hashes only, in the cache and in results.
+        num_workers: Processes that read the data sets ahead.
         progress: Whether `fit` shows progress bars.
 
     Raises:
@@ -106,6 +117,10 @@ class ReplicaDetector:
         fdr: float = 0.05,
         transforms: Literal["default", "none"] = "default",
         cache_dir: str | Path | None = None,
+        store: Store = "float16",
+        check: Check = "full",
+        hash_ids: bool = False,
+        num_workers: int = 0,
         progress: bool = False,
     ) -> None:
         if top_k < 2:
@@ -115,11 +130,22 @@ class ReplicaDetector:
         _check_fdr(fdr)
         if transforms not in ("default", "none"):
             raise ConfigurationError(f'transforms must be "default" or "none", got {transforms!r}.')
+        if store not in get_args(Store):
+            raise ConfigurationError(f"store must be one of {', '.join(get_args(Store))}, got {store!r}.")
+        if check not in get_args(Check):
+            raise ConfigurationError(f"check must be one of {', '.join(get_args(Check))}, got {check!r}.")
+        if num_workers < 0:
+            raise ConfigurationError(f"num_workers must not be negative, got {num_workers}.")
         self.top_k = top_k
         self.fdr = fdr
         self.transforms: Literal["default", "none"] = transforms
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        self.store: Store = store
+        self.check: Check = check
+        self.hash_ids = hash_ids
+        self.num_workers = num_workers
         self.progress = progress
+        self.processes = Processes()
         self.device = torch.device("cpu")
         self._encoder = _frozen(encoder, GradientEncoder)
         self._segmenter = _frozen(segmenter, IntensitySegmenter)
@@ -142,8 +168,9 @@ class ReplicaDetector:
         """Build the reference of the training set and the control of the held-out set, or find them in the cache.
 
         Args:
-            training: An array or tensor `[m, c, *spatial]`, a map-style data set, a `DataLoader` (its data set is
-                read), or a sequence of MONAI-style dictionaries (`image`, and optionally `id`, `group`).
+            training: An array or tensor `[m, c, *spatial]`, a data set (map-style or iterable), a `DataLoader` (its data
+                set is read), a sequence of MONAI-style dictionaries (`image`, and optionally `id`, `group`), or a
+                `LightningDataModule`, whose validation set is then the held-out set unless `heldout` is given.
             heldout: Images of patients that the model is not trained on, in the same forms. Without them there is no
                 replica rate, no p-value and no onset; hits and their evidence are still found.
             training_segmentations: Label maps `[m, *spatial]`. None segments the images.
@@ -173,28 +200,27 @@ class ReplicaDetector:
                 "training_segmentations are given, and heldout_segmentations are not. Pass them too, or a segmenter "
                 "that makes the same labels: the control must take the same road as the samples."
             )
+        if heldout is None and is_datamodule(training):
+            heldout = training
         source = open_images(training, role="training", segmentations=training_segmentations, groups=training_groups)
-        contents = scan(source, cache_dir=self.cache_dir)
         if source.has_segmentations and not given:
             _LOGGER.info("The training items bring label maps, which are not used: samples would need them too.")
-        named = self._reference(source, contents, contents.scale, given=given)
-        reference = merge_copies(named, contents.item_digests)
+        named = self._reference(source, None, given=given)
+        reference = merge_copies(named)
         groups = len(set(reference.groups))
         if groups < 2:
             raise EmptyDataError(
                 f"The training set has {len(reference)} image(s) of {groups} patient; at least 2 patients are needed, "
                 f"because a likeness is judged against the other patients. Pass the whole training set."
             )
-        self._fitted = Fitted(
-            scale=contents.scale, training=reference, heldout=None, control=None, needs_label_maps=needs_label_maps
-        )
+        self._fitted = Fitted(training=reference, heldout=None, control=None, needs_label_maps=needs_label_maps)
         if heldout is not None:
             try:
                 others = open_images(
                     heldout, role="held-out", segmentations=heldout_segmentations, groups=heldout_groups
                 )
                 self._fitted = self._with_control(
-                    others, contents, known_groups=set(named.groups), given=heldout_segmentations is not None
+                    others, known_groups=set(named.groups), given=heldout_segmentations is not None
                 )
             except BaseException:
                 # Without the control that was asked for it would give no rates, and pass for fitted.
@@ -233,7 +259,7 @@ class ReplicaDetector:
             )
         images, given_maps = self._read_samples(generated, generated_segmentations)
         warn_of_other_intensities(images, fitted.training)
-        maps = label_maps(self._segmenter, images, device=self.device) if given_maps is None else given_maps
+        maps = self._segment(images) if given_maps is None else given_maps
         look = self._look(images, maps)
         if fitted.control is None or fitted.heldout is None:
             return conclude_without_control(look, fitted.training, fdr=fdr)
@@ -249,14 +275,14 @@ class ReplicaDetector:
             positions: Which samples.
         """
         images, _ = self._read_samples(generated, None)
+        matches = self._state.training.fetch_volumes(np.array([result.verdicts[p].match for p in positions], dtype=int))
         pairs = []
-        for position in positions:
+        for position, training in zip(positions, matches, strict=True):
             verdict = result.verdicts[position]
             moved = mirror(images[position : position + 1], verdict.transform.mirrored_axes)
             if any(verdict.transform.shift_voxels):
                 moved = shift(moved, torch.tensor([verdict.transform.shift_voxels]))
-            training = torch.from_numpy(self._state.training.volumes[verdict.match].astype(np.float32))
-            pairs.append(MatchedPair(generated=moved[0], training=training, verdict=verdict))
+            pairs.append(MatchedPair(generated=moved[0], training=torch.from_numpy(training), verdict=verdict))
         return pairs
 
     @property
@@ -297,6 +323,25 @@ class ReplicaDetector:
         seconds = fitted.training.seconds + (0.0 if fitted.heldout is None else fitted.heldout.seconds)
         return seconds + (0.0 if fitted.control is None else fitted.control.seconds)
 
+    def share(self, processes: Processes) -> "ReplicaDetector":
+        """Share all work with other processes, which must call the same methods with the same arguments.
+
+        Each embeds and keeps a share of the training set. Results are those of one process, and the same on all.
+
+        Args:
+            processes: For instance `Processes.current()`, all of `torch.distributed`.
+
+        Returns:
+            The detector.
+
+        Raises:
+            ConfigurationError: If the detector was fitted already.
+        """
+        if self.is_fitted:
+            raise ConfigurationError("This detector was fitted already. Call `share` before `fit`.")
+        self.processes = processes
+        return self
+
     def to(self, device: torch.device | str) -> "ReplicaDetector":
         """Move encoder, segmenter and comparisons to a device; return the detector."""
         self.device = torch.device(device)
@@ -318,7 +363,16 @@ class ReplicaDetector:
             raise ConfigurationError(f"{path} exists already. Choose another folder, or delete it first.")
         digests = {"encoder": self._encoder_digest, "segmenter": self._segmenter_digest}
         settings = {"top_k": self.top_k, "fdr": self.fdr, "transforms": self.transforms}
-        write_fitted(fitted, path, settings={"arguments": settings, "digests": digests})
+
+        def write() -> None:
+            write_fitted(
+                fitted,
+                path,
+                settings={"arguments": settings, "digests": digests},
+                is_writer=self.processes.is_first,
+            )
+
+        self.processes.together(write, doing="Saving the detector")
         return path
 
     @classmethod
@@ -359,40 +413,41 @@ class ReplicaDetector:
             raise NotFittedError("This detector knows no training images yet. Call `fit(training, heldout)` or `load`.")
         return self._fitted
 
-    def _reference(self, source: ImageSource, contents: Scan, scale: IntensityScale, *, given: bool) -> Reference:
+    def _reference(self, source: ImageSource, scale: IntensityScale | None, *, given: bool) -> Reference:
         """Return the reference of one set; its label maps come from the data if `given`, else from the segmenter."""
-        return build_reference(
-            source,
-            contents,
-            scale=scale,
+        pipeline = Pipeline(
+            given_scale=scale,
             encoder=self._encoder,
-            segment=_given_label_maps if given else self._segment_batch,
-            segmenter_digest="given" if given else self._segmenter_digest,
             encoder_digest=self._encoder_digest,
-            cache_dir=self.cache_dir,
+            segment=None if given else self._segment,
+            segmenter_digest="given" if given else self._segmenter_digest,
+            store=self.store,
             device=self.device,
+        )
+        options = BuildOptions(
+            cache_dir=self.cache_dir,
+            processes=self.processes,
+            check=self.check,
+            hash_ids=self.hash_ids,
+            num_workers=self.num_workers,
             progress=self.progress,
         )
+        return build_reference(source, pipeline, options)
 
-    def _segment_batch(self, batch: ImageBatch) -> Tensor:
-        return label_maps(self._segmenter, batch.images, device=self.device)
+    def _segment(self, images: Tensor) -> Tensor:
+        return label_maps(self._segmenter, images, device=self.device)
 
-    def _with_control(self, source: ImageSource, training: Scan, *, known_groups: set[str], given: bool) -> Fitted:
+    def _with_control(self, source: ImageSource, *, known_groups: set[str], given: bool) -> Fitted:
         """Return the fitted state with the held-out images and the control that they make."""
         fitted = self._state
-        contents = scan(source, cache_dir=self.cache_dir)
-        if contents.shape != training.shape:
+        training = fitted.training
+        if source.image_shape != training.image_shape:
             raise InvalidImageError(
-                f"Held-out images have shape {contents.shape}, training images {training.shape}. "
+                f"Held-out images have shape {source.image_shape}, training images {training.image_shape}. "
                 f"Pass both through the same preprocessing."
             )
-        everyone = self._reference(source, contents, fitted.scale, given=given)
-        heldout = new_patients_only(
-            everyone,
-            contents.item_digests,
-            known_groups=known_groups,
-            known_digests=training.item_digests,
-        )
+        everyone = self._reference(source, training.scale, given=given)
+        heldout = new_patients_only(everyone, known_groups=known_groups, known_digests=training.item_digests)
         return replace(fitted, heldout=heldout, control=self._control(heldout, everyone.fingerprint))
 
     def _control(self, heldout: Reference, heldout_fingerprint: str) -> Control:
@@ -402,22 +457,22 @@ class ReplicaDetector:
             parts = {"training": self._state.training.fingerprint, "heldout": heldout_fingerprint, "ids": heldout.ids}
             settings = {"top_k": self.top_k, "transforms": self.transforms, "segmenter": self._segmenter_digest}
             directory = self.cache_dir / combine({**parts, **settings})
-            entry = open_or_put_aside(directory)
-            if entry is not None:
-                return read_control(entry, prefix="")
+            find = partial(_found_control, directory) if self.processes.is_first else _nothing
+            found = self.processes.gather(find, doing="Reading the control")[0]
+            if found is not None:
+                return found
         started = time.perf_counter()
         positions = one_image_per_group(heldout)
-        images = torch.from_numpy(heldout.volumes[positions].astype(np.float32))
-        look = self._look(images, torch.from_numpy(heldout.label_maps[positions].astype(np.int64)))
+        images = torch.from_numpy(heldout.fetch_volumes(positions))
+        look = self._look(images, torch.from_numpy(heldout.fetch_label_maps(positions)))
         control = Control(
             likeness=look.likeness.by_level,
             distance_to_training=look.distance_to_training,
             seconds=time.perf_counter() - started,
         )
         if directory is not None:
-            with writing(directory) as writer:
-                write_control(control, writer, prefix="")
-                writer.commit({"count": len(positions)})
+            put = partial(_put_control, control, directory) if self.processes.is_first else _nothing
+            self.processes.gather(put, doing="Writing the control")
         return control
 
     def _read_samples(
@@ -426,7 +481,7 @@ class ReplicaDetector:
         """Return samples on the unit scale, and the label maps that came with them, if any were passed."""
         source = open_images(generated, role="generated", segmentations=segmentations)
         batches = list(source.batches(64))
-        images = self._state.scale.apply(torch.cat([batch.images for batch in batches]))
+        images = self._state.training.scale.apply(torch.cat([batch.images for batch in batches]))
         if tuple(images.shape[1:]) != self.image_shape:
             raise InvalidImageError(
                 f"Samples have shape {tuple(images.shape[1:])}, training images {self.image_shape}. "
@@ -441,7 +496,10 @@ class ReplicaDetector:
         aligned = self.transforms == "default"
         mirrors = ((), *((axis,) for axis in range(len(spatial)))) if aligned else ((),)
         max_shift = int(_SHIFT_SHARE * min(spatial)) if aligned else 0
-        queries = make_queries(images, encoder=self._encoder, mirrors=mirrors, device=self.device)
+        queries = self.processes.together(
+            lambda: make_queries(images, maps, encoder=self._encoder, mirrors=mirrors, device=self.device),
+            doing="Embedding the samples",
+        )
         hits = retrieve(queries, training, top_k=self.top_k)
         evidence = compare(
             images, maps, hits, mirrors=mirrors, max_shift=max_shift, reference=training, device=self.device
@@ -458,6 +516,20 @@ class ReplicaDetector:
                 RelictWarning,
                 stacklevel=3,
             )
+
+
+def _found_control(directory: Path) -> Control | None:
+    entry = open_or_put_aside(directory)
+    return None if entry is None else read_control(entry, prefix="")
+
+
+def _put_control(control: Control, directory: Path) -> None:
+    with writing(directory, {"count": len(control.likeness)}) as writer:
+        write_control(control, writer, prefix="")
+
+
+def _nothing() -> None:
+    """Leave it to the first process."""
 
 
 def _given_label_maps(batch: ImageBatch) -> Tensor:

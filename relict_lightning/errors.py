@@ -37,6 +37,14 @@ class IndexCorruptError(RelictError, OSError):
     """A cached index fails its checksum or cannot be parsed."""
 
 
+class CacheWriteError(RelictError, OSError):
+    """The cache cannot be written: the disk is full, or the folder is read-only."""
+
+    def __str__(self) -> str:
+        """Return the message alone, without the error's number."""
+        return str(self.args[-1])
+
+
 class IndexStaleError(RelictError, ValueError):
     """A saved index belongs to other data, another encoder, or other settings."""
 

@@ -155,17 +155,50 @@ def compare(
         device: Where to compare.
     """
     count = len(hits.sample)
-    spatial = images.ndim - 2
-    shifts = np.zeros((count, spatial), dtype=np.int64)
+    held = np.flatnonzero(reference.stored.holds(hits.training) & reference.label_maps.holds(hits.training))
     measures = {name: np.zeros(count, dtype=np.float32) for name in ("ncc", "ssim", "dice")}
+    measures["shifts"] = np.zeros((count, images.ndim - 2), dtype=np.int64)
+
+    def of_held() -> dict[str, Array]:
+        return _measured(
+            images, label_maps, hits, held, mirrors=mirrors, max_shift=max_shift, reference=reference, device=device
+        )
+
+    for pairs, values in reference.processes.gather(lambda: (held, of_held()), doing="Comparing images"):
+        for name, of_pairs in values.items():
+            measures[name][pairs] = of_pairs
+    return Evidence(
+        hits=hits,
+        mirrors=mirrors,
+        shifts=measures["shifts"],
+        normalized_cross_correlation=measures["ncc"],
+        structural_similarity=measures["ssim"],
+        mean_dice=measures["dice"],
+    )
+
+
+def _measured(
+    images: Tensor,
+    label_maps: Tensor,
+    hits: Hits,
+    chosen: Array,
+    *,
+    mirrors: tuple[tuple[int, ...], ...],
+    max_shift: int,
+    reference: Reference,
+    device: torch.device,
+) -> dict[str, Array]:
+    """Return the measures of some hits, in their order."""
+    measures = {name: np.zeros(len(chosen), dtype=np.float32) for name in ("ncc", "ssim", "dice")}
+    measures["shifts"] = np.zeros((len(chosen), images.ndim - 2), dtype=np.int64)
     chunk = max(1, _VOXELS_PER_CHUNK // int(np.prod(images.shape[1:])))
     for mirroring, axes in enumerate(mirrors):
-        of_mirroring = np.flatnonzero(hits.mirroring == mirroring)
-        for pairs in np.split(of_mirroring, range(chunk, len(of_mirroring), chunk)):
-            if not len(pairs):
+        of_mirroring = np.flatnonzero(hits.mirroring[chosen] == mirroring)
+        for places in np.split(of_mirroring, range(chunk, len(of_mirroring), chunk)):
+            if not len(places):
                 continue
-            sample, training = hits.sample[pairs], hits.training[pairs]
-            patient = torch.from_numpy(reference.volumes[training].astype(np.float32)).to(device)
+            sample, training = hits.sample[chosen[places]], hits.training[chosen[places]]
+            patient = torch.from_numpy(reference.volumes(training)).to(device)
             patient_labels = torch.from_numpy(reference.label_maps[training].astype(np.int64)).to(device)
             moved = mirror(images[sample].to(device), axes)
             # Labels are whole numbers, which float32 holds exactly; they are moved by whole voxels.
@@ -173,21 +206,14 @@ def compare(
             if max_shift:
                 moved, steps = align_translation(moved, patient, max_shift=max_shift)
                 moved_labels = shift(moved_labels, steps)
-                shifts[pairs] = steps.cpu().numpy()
-            measures["ncc"][pairs] = normalized_cross_correlation(moved, patient).cpu().numpy()
-            measures["ssim"][pairs] = structural_similarity(moved, patient, data_range=1.0).cpu().numpy()
+                measures["shifts"][places] = steps.cpu().numpy()
+            measures["ncc"][places] = normalized_cross_correlation(moved, patient).cpu().numpy()
+            measures["ssim"][places] = structural_similarity(moved, patient, data_range=1.0).cpu().numpy()
             # Two at least, because a segmenter may find nothing but background.
             num_labels = max(2, int(max(moved_labels.max(), patient_labels.max())) + 1)
             dice = mean_dice(moved_labels[:, 0].long(), patient_labels, num_labels=num_labels)
-            measures["dice"][pairs] = dice.cpu().numpy()
-    return Evidence(
-        hits=hits,
-        mirrors=mirrors,
-        shifts=shifts,
-        normalized_cross_correlation=measures["ncc"],
-        structural_similarity=measures["ssim"],
-        mean_dice=measures["dice"],
-    )
+            measures["dice"][places] = dice.cpu().numpy()
+    return measures
 
 
 def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:

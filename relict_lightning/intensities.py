@@ -22,7 +22,8 @@ def warn_of_other_intensities(images: Tensor, training: Reference) -> None:
         images: Samples on the training set's unit scale, `[n, c, *spatial]`.
         training: The training images.
     """
-    patients = torch.from_numpy(training.volumes[:: max(1, len(training) // _IMAGES)].astype(np.float32))
+    some = np.arange(0, len(training), max(1, len(training) // _IMAGES))
+    patients = torch.from_numpy(training.fetch_volumes(some))
     low, high = _range(images)
     expected_low, expected_high = _range(patients)
     span, expected = high - low, expected_high - expected_low

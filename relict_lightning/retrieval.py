@@ -1,7 +1,7 @@
 """From samples to hits: which training images deserve a closer look.
 
-Every sample is looked up as it is and mirrored along each spatial axis, in each view of the index, and the union of
-the nearest images is kept. The cost grows with the training set only here, and only as one matrix product does.
+Every sample is looked up as it is and mirrored along each spatial axis, in each view of the index (features, coarse
+voxels, coarse label maps), and the union of the nearest images is kept. The cost grows with the training set only here, and only as one matrix product does.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from relict_lightning.data import images_per_batch
 from relict_lightning.functional import copy_likeness, mirror
-from relict_lightning.index import Reference, coarse_view, feature_view
+from relict_lightning.index import (
+    COARSE,
+    FEATURE,
+    LABELS,
+    VIEWS,
+    Reference,
+    coarse_view,
+    feature_view,
+    label_view,
+    merge_hits,
+    subset,
+)
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -31,12 +42,14 @@ class Queries:
     Attributes:
         mirrors: The axes mirrored, one tuple per mirroring; the first is `()`, the sample as it is.
         feature: `[v, n, d]`, unit vectors of the feature view.
-        coarse: `[v, n, d]`, unit vectors of the coarse view.
+        coarse: `[v, n, d]`, unit vectors of the coarse voxel view.
+        labels: `[v, n, d]`, unit vectors of the coarse label map view.
     """
 
     mirrors: tuple[tuple[int, ...], ...]
     feature: Array
     coarse: Array
+    labels: Array
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -63,6 +76,7 @@ class Hits:
 @torch.no_grad()
 def make_queries(
     images: Float[Tensor, "n c *spatial"],
+    label_maps: Int[Tensor, "n *spatial"],
     *,
     encoder: nn.Module,
     mirrors: Sequence[tuple[int, ...]],
@@ -72,46 +86,51 @@ def make_queries(
 
     Args:
         images: On the training set's intensity scale.
+        label_maps: Label of every voxel.
         encoder: The encoder that the reference was built with.
         mirrors: Axes to mirror, one tuple per mirroring.
         device: Where to encode.
     """
-    feature: list[list[Array]] = [[] for _ in mirrors]
-    coarse: list[list[Array]] = [[] for _ in mirrors]
-    for part in torch.split(images, images_per_batch(tuple(images.shape[1:]))):
-        batch = part.to(device)
+    views: dict[str, list[list[Array]]] = {name: [[] for _ in mirrors] for name in VIEWS}
+    size = images_per_batch(tuple(images.shape[1:]))
+    for some, maps in zip(torch.split(images, size), torch.split(label_maps, size), strict=True):
+        batch, labels = some.to(device), maps.to(device)
         for position, axes in enumerate(mirrors):
             mirrored = mirror(batch, axes)
-            feature[position].append(feature_view(encoder, mirrored).cpu().numpy())
-            coarse[position].append(coarse_view(mirrored).cpu().numpy())
-    return Queries(
-        mirrors=tuple(mirrors),
-        feature=np.stack([np.concatenate(parts) for parts in feature]),
-        coarse=np.stack([np.concatenate(parts) for parts in coarse]),
-    )
+            made = {
+                FEATURE: feature_view(encoder, mirrored),
+                COARSE: coarse_view(mirrored),
+                LABELS: label_view(labels.flip([axis + 1 for axis in axes])),
+            }
+            for name, vectors in made.items():
+                views[name][position].append(vectors.cpu().numpy())
+    stacked = {name: np.stack([np.concatenate(parts) for parts in by_mirror]) for name, by_mirror in views.items()}
+    return Queries(mirrors=tuple(mirrors), **stacked)
 
 
 def retrieve(queries: Queries, reference: Reference, *, top_k: int) -> Hits:
     """Return the union of every sample's nearest training images over all views and mirrorings.
 
-    In each view and mirroring a sample's `top_k` nearest images are hits, and so is the nearest image of each further
-    group until `top_k` groups are reached, so that a patient with many images does not hide the others, against whom
-    the likeness is judged.
+    In each view and mirroring a sample's `top_k` nearest images are hits, and so are the nearest images of its `top_k`
+    nearest groups, so that a patient with many images does not hide the others, against whom the likeness is judged.
     """
     codes = reference.group_codes
-    per_group = int(np.bincount(codes).max())
-    depth = min(len(reference), top_k * per_group)
-    found: list[Array] = []
+    has_repeats = int(codes.max()) + 1 < len(codes)
     count = len(queries)
-    for vectors, index in ((queries.feature, reference.feature), (queries.coarse, reference.coarse)):
-        _, positions = index.search(vectors.reshape(-1, vectors.shape[2]), depth)
-        wanted = _nearest_with_groups(codes[positions], top_k)
-        sample = np.tile(np.arange(count), len(queries.mirrors))[:, None].repeat(positions.shape[1], axis=1)
-        found.append(np.stack([sample[wanted], positions[wanted]], axis=1))
+    found: list[Array] = []
+    for name in VIEWS:
+        vectors = getattr(queries, name)
+        flat = vectors.reshape(-1, vectors.shape[2])
+        searches = [reference.views[name].search(flat, top_k, codes=codes if has_repeats else None)]
+        if has_repeats:
+            searches.append(reference.views[name].search(flat, top_k))
+        for _, positions in searches:
+            sample = np.tile(np.arange(count), len(queries.mirrors))[:, None].repeat(positions.shape[1], axis=1)
+            found.append(np.stack([sample.ravel(), positions.ravel()], axis=1))
     pairs = np.unique(np.concatenate(found), axis=0)
     sample, training = pairs[:, 0], pairs[:, 1]
-    feature = _pair_similarity(queries.feature, reference.feature_vectors, sample, training)
-    coarse = _pair_similarity(queries.coarse, reference.coarse_vectors, sample, training)
+    feature = _pair_similarity(queries.feature, reference, FEATURE, sample, training)
+    coarse = _pair_similarity(queries.coarse, reference, COARSE, sample, training)
     mirroring = (feature + coarse).argmax(axis=0)
     return Hits(
         sample=sample,
@@ -142,23 +161,24 @@ def nearest_of_union(queries: Queries, training: Reference, heldout: Reference) 
 
     Groups of the two sets must be disjoint.
     """
-    count = len(queries)
-    similarity, codes = [], []
-    for reference, first_code in ((training, 0), (heldout, int(training.group_codes.max()) + 1)):
-        depth = (_OTHERS + 1) * int(np.bincount(reference.group_codes).max())
-        found, positions = reference.feature.search(queries.feature.reshape(-1, queries.feature.shape[2]), depth)
+    similarity, groups = [], []
+    first_code = 0
+    for reference in (training, heldout):
+        flat = queries.feature.reshape(-1, queries.feature.shape[2])
+        found, positions = reference.feature.search(flat, _OTHERS + 1, codes=reference.group_codes)
         # A sample's hits under all mirrorings, side by side.
-        by_mirroring = (len(queries.mirrors), count, -1)
+        by_mirroring = (len(queries.mirrors), len(queries), -1)
         similarity.append(np.concatenate(list(found.reshape(by_mirroring)), axis=1))
-        codes.append(np.concatenate(list(reference.group_codes[positions].reshape(by_mirroring)), axis=1) + first_code)
-    distance = np.sqrt(np.maximum(2 - 2 * np.concatenate(similarity, axis=1), 0))
-    group = np.concatenate(codes, axis=1)
-    order = distance.argsort(axis=1, kind="stable")
-    nearest = np.take_along_axis(group, order[:, :1], axis=1)[:, 0]
-    likeness = copy_likeness(
-        torch.from_numpy(np.take_along_axis(distance, order, axis=1)),
-        torch.from_numpy(np.take_along_axis(group, order, axis=1)),
-    ).numpy()
+        codes = reference.group_codes[positions].reshape(by_mirroring) + first_code
+        groups.append(np.concatenate(list(codes), axis=1))
+        first_code += int(reference.group_codes.max()) + 1
+    # The best of each group over its images and all mirrorings.
+    best, group = merge_hits(
+        np.concatenate(similarity, axis=1), np.concatenate(groups, axis=1), _OTHERS + 1, codes=np.arange(first_code)
+    )
+    distance = np.sqrt(np.maximum(2 - 2 * best, 0))
+    likeness = copy_likeness(torch.from_numpy(distance), torch.from_numpy(group)).numpy()
+    nearest = group[:, 0]
     return UnionNeighbors(
         group=nearest,
         is_training=nearest <= int(training.group_codes.max()),
@@ -180,31 +200,28 @@ def balanced_distances(queries: Queries, training: Reference, heldout: Reference
     for reference in (training, heldout):
         _, first_of_group = np.unique(reference.group_codes, return_index=True)
         drawn = np.random.default_rng(0).permutation(first_of_group)[:groups]
-        vectors = reference.feature_vectors[np.sort(drawn)]
-        nearest = np.stack([(mirrored @ vectors.T).max(axis=1) for mirrored in queries.feature]).max(axis=0)
+        some = subset(reference, np.sort(drawn).tolist())
+        found, _ = some.feature.search(queries.feature.reshape(-1, queries.feature.shape[2]), 1)
+        nearest = found.reshape(len(queries.mirrors), len(queries)).max(axis=0)
         distances.append(np.sqrt(np.maximum(2 - 2 * nearest, 0)))
     return distances[0], distances[1]
 
 
-def _nearest_with_groups(codes: Array, top_k: int) -> Array:
-    """Return which of the sorted hits to keep, `[q, k]`, given the group of each."""
-    rank = np.arange(codes.shape[1])
-    # Sorted stably, each group's images stand together in the order of their ranks, the nearest one first.
-    order = codes.argsort(axis=1, kind="stable")
-    by_group = np.take_along_axis(codes, order, axis=1)
-    begins = np.ones(codes.shape, dtype=bool)
-    begins[:, 1:] = by_group[:, 1:] != by_group[:, :-1]
-    first_of_group = np.empty(codes.shape, dtype=bool)
-    np.put_along_axis(first_of_group, order, begins, axis=1)
-    groups_so_far = first_of_group.cumsum(axis=1)
-    keep: Array = (rank < top_k) | (first_of_group & (groups_so_far <= top_k))
-    return keep
-
-
-def _pair_similarity(queries: Array, vectors: Array, sample: Array, training: Array) -> Array:
+def _pair_similarity(queries: Array, reference: Reference, view: str, sample: Array, training: Array) -> Array:
     """Return the cosine of each pair under each mirroring, `[v, p]`."""
+    vectors = reference.views[view].vectors
+
+    def of_held() -> tuple[Array, Array]:
+        held = np.flatnonzero(vectors.holds(training))
+        cosine = np.empty((len(queries), len(held)), dtype=np.float32)
+        for start in range(0, len(held), _PAIRS):
+            here = held[start : start + _PAIRS]
+            cosine[:, start : start + len(here)] = np.einsum(
+                "vpd,pd->vp", queries[:, sample[here]], vectors[training[here]]
+            )
+        return held, cosine
+
     cosine = np.empty((len(queries), len(sample)), dtype=np.float32)
-    for start in range(0, len(sample), _PAIRS):
-        here = slice(start, start + _PAIRS)
-        cosine[:, here] = np.einsum("vpd,pd->vp", queries[:, sample[here]], vectors[training[here]])
+    for held, values in reference.processes.gather(of_held, doing="Comparing vectors"):
+        cosine[:, held] = values
     return cosine

@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from built_references import above_half, build
 
 from relict_lightning.control import Control, new_patients_only, one_image_per_group, read_control, write_control
-from relict_lightning.data import open_images
-from relict_lightning.encoders import GradientEncoder
 from relict_lightning.errors import EmptyDataError, RelictWarning
-from relict_lightning.index import Entry, IntensityScale, build_reference, scan, writing
+from relict_lightning.index import Entry, writing
 
 
 def _images(count, seed=0):
@@ -14,27 +13,14 @@ def _images(count, seed=0):
 
 
 def _open(images, role, groups):
-    source = open_images(images, role=role, groups=groups)
-    contents = scan(source)
-    reference = build_reference(
-        source,
-        contents,
-        scale=IntensityScale(low=0.0, high=1.0),
-        encoder=GradientEncoder(),
-        segment=lambda batch: (batch.images[:, 0] > 0.5).long(),
-        segmenter_digest="halves",
-        cache_dir=None,
-        device=torch.device("cpu"),
-        progress=False,
-    )
-    return reference, contents
+    return build(images, role=role, groups=groups, segment=above_half)
 
 
 def _new_patients(training, training_groups, heldout, heldout_groups):
-    reference, contents = _open(training, "training", training_groups)
-    others, others_contents = _open(heldout, "held-out", heldout_groups)
-    known = {"known_groups": set(reference.groups), "known_digests": contents.item_digests}
-    return new_patients_only(others, others_contents.item_digests, **known), others
+    reference = _open(training, "training", training_groups)
+    others = _open(heldout, "held-out", heldout_groups)
+    known = {"known_groups": set(reference.groups), "known_digests": reference.item_digests}
+    return new_patients_only(others, **known), others
 
 
 def test_new_patients_stay_as_they_are():
@@ -51,7 +37,7 @@ def test_bitwise_copies_of_training_images_are_left_out_with_a_warning():
         kept, _ = _new_patients(training, range(4), heldout, range(10, 15))
 
     assert kept.groups == ("10", "12", "14")
-    np.testing.assert_allclose(kept.volumes.astype(np.float32), heldout[[0, 2, 4]], atol=2**-12)
+    np.testing.assert_allclose(kept.volumes(np.arange(3)), heldout[[0, 2, 4]], atol=2**-12)
 
 
 def test_other_images_of_training_patients_are_left_out_with_a_warning():
@@ -91,7 +77,7 @@ def test_no_new_patient_at_all_is_too_few():
 
 
 def test_the_control_has_the_first_image_of_each_patient():
-    reference, _ = _open(_images(6), "held-out", ["ben", "anna", "ben", "cleo", "anna", "dora"])
+    reference = _open(_images(6), "held-out", ["ben", "anna", "ben", "cleo", "anna", "dora"])
 
     assert one_image_per_group(reference).tolist() == [0, 1, 3, 5]
 
@@ -100,9 +86,8 @@ def test_what_is_written_is_read_back(tmp_path):
     control = Control(
         likeness=np.random.default_rng(0).random((5, 3)), distance_to_training=np.arange(5.0), seconds=1.5
     )
-    with writing(tmp_path / "control") as writer:
+    with writing(tmp_path / "control", {}) as writer:
         write_control(control, writer, prefix="a_")
-        writer.commit({})
 
     again = read_control(Entry(tmp_path / "control"), prefix="a_")
 

@@ -541,17 +541,17 @@ def test_saving_never_overwrites(tmp_path, fitted):
         fitted.save(tmp_path / "saved")
 
 
-def test_a_damaged_saved_detector_is_refused(tmp_path, fitted):
-    path = fitted.save(tmp_path / "saved") / "training_volumes.npy"
+def test_a_damaged_saved_detector_is_refused(tmp_path, fitted, planted):
+    (path,) = fitted.save(tmp_path / "saved").glob("training_volumes-*.npy")
     path.write_bytes(path.read_bytes()[:-2])
 
-    with pytest.raises(IndexCorruptError, match=r"training_volumes\.npy"):
-        ReplicaDetector.load(tmp_path / "saved")
+    with pytest.raises(IndexCorruptError, match=r"training_volumes-0-.*\.npy: its checksum does not match"):
+        ReplicaDetector.load(tmp_path / "saved").detect(planted.images)
 
 
 def test_loading_from_nowhere_and_from_a_cache_entry_is_refused(tmp_path, heads):
     ReplicaDetector(cache_dir=tmp_path).fit(heads[0])
-    entry = next(tmp_path.iterdir())
+    entry = next(path for path in tmp_path.iterdir() if path.is_dir())
 
     with pytest.raises(FileNotFoundError):
         ReplicaDetector.load(tmp_path / "nothing")

@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from built_references import build
 from torch import nn
 
-from relict_lightning.data import open_images
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.evidence import Look, compare, judge
 from relict_lightning.functional import mean_dice, structural_similarity
-from relict_lightning.index import IntensityScale, build_reference, scan
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 
@@ -28,23 +27,17 @@ def _smooth(count, *spatial, channels=1, seed=0, border=4):
 
 
 def _reference(images, groups=None):
-    source = open_images(images, role="training", groups=groups)
-    return build_reference(
-        source,
-        scan(source),
-        scale=IntensityScale(low=0.0, high=1.0),
-        encoder=GradientEncoder(),
-        segment=lambda batch: label_maps(SEGMENTER, batch.images, device=CPU),
-        segmenter_digest="intensity",
-        cache_dir=None,
-        device=CPU,
-        progress=False,
-    )
+    return build(images, groups=groups)
+
+
+def _queries(samples, mirrors):
+    maps = label_maps(SEGMENTER, samples, device=CPU)
+    return make_queries(samples, maps, encoder=GradientEncoder(), mirrors=mirrors, device=CPU)
 
 
 def _look(samples, reference, *, max_shift=3, top_k=3):
     mirrors = ((), *((axis,) for axis in range(samples.ndim - 2)))
-    queries = make_queries(samples, encoder=GradientEncoder(), mirrors=mirrors, device=CPU)
+    queries = _queries(samples, mirrors)
     hits = retrieve(queries, reference, top_k=top_k)
     maps = label_maps(SEGMENTER, samples, device=CPU)
     evidence = compare(samples, maps, hits, mirrors=mirrors, max_shift=max_shift, reference=reference, device=CPU)
@@ -104,7 +97,7 @@ def test_measures_are_those_of_the_functions_without_transforms():
 
     upright = evidence.hits.mirroring == 0
     sample, patient = evidence.hits.sample[upright], evidence.hits.training[upright]
-    stored = torch.from_numpy(reference.volumes[patient].astype(np.float32))
+    stored = torch.from_numpy(reference.volumes(patient))
     labels = SEGMENTER(samples[sample]), torch.from_numpy(reference.label_maps[patient].astype(np.int64))
     pairs = torch.stack([samples[sample].flatten(1), stored.flatten(1)], dim=1).numpy()
     correlation = [np.corrcoef(pair)[0, 1] for pair in pairs]
@@ -164,9 +157,8 @@ def test_a_blank_sample_is_no_copy_of_a_blank_training_image(value, position):
 
 def test_a_segmenter_that_finds_nothing_gives_no_evidence():
     training = _smooth(6, 20, 20)
-    reference = _reference(training)
-    reference.label_maps[:] = 0
-    queries = make_queries(training[:2], encoder=GradientEncoder(), mirrors=((),), device=CPU)
+    reference = build(training, segment=lambda images: torch.zeros_like(images[:, 0]).long())
+    queries = _queries(training[:2], ((),))
     hits = retrieve(queries, reference, top_k=3)
 
     evidence = compare(
@@ -200,8 +192,9 @@ def test_the_distance_to_training_is_that_to_the_nearest_hit():
     training, samples = _smooth(6, 20, 20), _smooth(3, 20, 20, seed=1)
     reference = _reference(training)
     evidence, likeness = _look(samples, reference)
-    queries = make_queries(samples, encoder=GradientEncoder(), mirrors=((), (0,), (1,)), device=CPU)
-    cosine = np.einsum("vnd,md->vnm", queries.feature, reference.feature_vectors)
+    queries = _queries(samples, ((), (0,), (1,)))
+    vectors = reference.feature.vectors[np.arange(6)]
+    cosine = np.einsum("vnd,md->vnm", queries.feature, vectors)
 
     look = Look(queries=queries, evidence=evidence, likeness=likeness)
 
@@ -214,7 +207,7 @@ def test_the_distance_to_training_is_that_to_the_nearest_hit():
         [
             np.linalg.norm(
                 queries.feature[evidence.hits.mirroring[pairs], sample]
-                - reference.feature_vectors[evidence.hits.training[pairs]],
+                - vectors[evidence.hits.training[pairs]],
                 axis=1,
             ).min()
             for sample in range(3)

@@ -3,13 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from built_references import build
 
 from relict_lightning.control import Control
-from relict_lightning.data import open_images
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.evidence import Look, compare, judge
 from relict_lightning.functional import benjamini_hochberg, simes_p_value, tail_p_value
-from relict_lightning.index import IntensityScale, build_reference, scan
 from relict_lightning.results import LEVELS
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
@@ -21,24 +20,13 @@ FDR = 0.1
 
 
 def _reference(images, role, groups):
-    source = open_images(images, role=role, groups=groups)
-    return build_reference(
-        source,
-        scan(source),
-        scale=IntensityScale(low=0.0, high=1.0),
-        encoder=GradientEncoder(),
-        segment=lambda batch: label_maps(IntensitySegmenter(), batch.images, device=CPU),
-        segmenter_digest="intensity",
-        cache_dir=None,
-        device=CPU,
-        progress=False,
-    )
+    return build(images, role=role, groups=groups)
 
 
 def _look(images, training):
-    queries = make_queries(images, encoder=GradientEncoder(), mirrors=((),), device=CPU)
-    hits = retrieve(queries, training, top_k=5)
     maps = label_maps(IntensitySegmenter(), images, device=CPU)
+    queries = make_queries(images, maps, encoder=GradientEncoder(), mirrors=((),), device=CPU)
+    hits = retrieve(queries, training, top_k=5)
     evidence = compare(images, maps, hits, mirrors=((),), max_shift=0, reference=training, device=CPU)
     return Look(queries=queries, evidence=evidence, likeness=judge(evidence, training, count=len(images)))
 

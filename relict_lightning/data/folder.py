@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from relict_lightning.data.dicom import dicom_files, is_dicom_file, series_uid
 from relict_lightning.data.readers import SUPPORTED_SUFFIXES, LoadedImage, read_image, read_label_map, suffix_of
+from relict_lightning.data.stamp import ItemFiles
 from relict_lightning.errors import ConfigurationError, EmptyDataError, InvalidImageError, UnreadableDataError
 
 _SUBJECT = re.compile(r"(?:^|/)(sub-[A-Za-z0-9]+)(?=[/_.]|$)")
@@ -74,6 +75,23 @@ class ImageFolder(Dataset[dict[str, Any]]):
     def spacing_mm(self) -> tuple[float, ...]:
         """Distance of neighbouring voxels along each spatial axis, the same for every image."""
         return self._spacing_mm
+
+    def item_files(self) -> list[ItemFiles]:
+        """Return the files, id and group of every image, in order, without reading them.
+
+        Example:
+            >>> import tempfile, numpy as np
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     np.save(Path(folder, "sub-01_T1w.npy"), np.zeros((1, 8, 8)))
+            ...     files = ImageFolder(folder).item_files()
+            >>> files[0].image.name, files[0].group
+            ('sub-01_T1w.npy', 'sub-01')
+        """
+        labels: Sequence[Path | None] = [None] * len(self) if self._labels is None else self._labels
+        return [
+            ItemFiles(image=path, label=label, id=id_, group=group)
+            for path, label, id_, group in zip(self._paths, labels, self._ids, self._groups, strict=True)
+        ]
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -1,20 +1,16 @@
 """Reads a data set so that training does not notice.
 
 Reading an item of the data set that is being trained on moves the random state of its augmentations, and with it every
-later batch. So the reference is read from a copy that shares the images themselves and owns everything else, and the
-global random state is put back after each read.
+later batch. So the reference is read from a copy that shares the images themselves and owns everything else.
 """
 
 import io
 import pickle
-import random
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +23,9 @@ _SHARED_ABOVE_BYTES = 1024
 
 # Objects of these libraries stand for files or memory that is read and not changed, and many cannot be copied.
 _SHARED_LIBRARIES = frozenset({"SimpleITK", "PIL", "h5py", "lmdb", "multiprocessing", "nibabel", "pyarrow", "pydicom"})
+
+# Of these, some stand for an open file with one position, or one connection, which processes must not use at a time.
+_HANDLE_LIBRARIES = frozenset({"PIL", "h5py", "lmdb"})
 
 # What lists of items are made of, told apart first because there may be millions.
 _COPIED_TYPES = frozenset({str, int, float, bool, type(None), dict, list, tuple})
@@ -41,6 +40,9 @@ _SHARED_TYPES = (
 )
 
 
+Copied = TypeVar("Copied")
+
+
 @runtime_checkable
 class MapStyle(Protocol):
     """What is read by position: a list, a map-style data set."""
@@ -52,46 +54,8 @@ class MapStyle(Protocol):
         """Return one item."""
 
 
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Return a context that leaves the global random state of python, numpy and torch as it was, errors included.
-
-    Example:
-        >>> before = torch.get_rng_state()
-        >>> with random_state_kept():
-        ...     noise = torch.rand(3)
-        >>> torch.equal(torch.get_rng_state(), before)
-        True
-    """
-    python_state = random.getstate()
-    # The legacy generator is the one that augmentations share.
-    numpy_state = np.random.get_state()  # noqa: NPY002
-    torch_state = torch.get_rng_state()
-    # Asking for the state would otherwise start CUDA, which breaks workers that are forked later.
-    cuda_states = torch.cuda.get_rng_state_all() if _cuda_is_running() else None
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
-
-
-def _cuda_is_running() -> bool:
-    is_running: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch ships it without types
-    return is_running
-
-
-def global_random_state() -> bytes:
-    """Return the global random state of python, numpy and torch, to be compared with another."""
-    states = (random.getstate(), np.random.get_state(), torch.get_rng_state().numpy())  # noqa: NPY002
-    return pickle.dumps(states)
-
-
 @final
-class Snapshot:
+class Snapshot(Generic[Copied]):
     """A data set as it is now, from which any number of independent copies are made.
 
     The copies share what is large and does not change while it is read (tensors, arrays, memory maps, file libraries'
@@ -114,7 +78,7 @@ class Snapshot:
         (False, True)
     """
 
-    def __init__(self, dataset: MapStyle, *, name: str, argument: str) -> None:
+    def __init__(self, dataset: Copied, *, name: str, argument: str) -> None:
         buffer = io.BytesIO()
         pickler = _SharingPickler(buffer)
         try:
@@ -125,16 +89,16 @@ class Snapshot:
                 f"The {name} ({type(dataset).__qualname__}) must be copied before it is read, because reading the live "
                 f"one would move the random state of its augmentations; but it cannot be copied: {error}. Pass "
                 f"`{argument}` a data set without open streams, threads or connections (open them on first use in "
-                f"`__getitem__`), an array, or a list of dictionaries."
+                f"`__getitem__` or `__iter__`), an array, or a list of dictionaries."
             ) from error
         self._state = buffer.getvalue()
         self._shared = pickler.shared
 
-    def copy(self) -> MapStyle:
+    def copy(self) -> Copied:
         """Return a copy that no other copy and no later change of the data set can influence."""
         # The bytes were made by this object and never leave the process, so unpickling them is safe.
         unpickler = _SharingUnpickler(io.BytesIO(self._state), self._shared)
-        copy: MapStyle = unpickler.load()
+        copy: Copied = unpickler.load()
         if unpickler.files:
             weakref.finalize(copy, _close_all, list(unpickler.files.values()))
         return copy
@@ -143,6 +107,11 @@ class Snapshot:
     def state(self) -> bytes:
         """Everything that a copy owns, so that two snapshots of one data set show whether reading changed it."""
         return self._state
+
+    @property
+    def shares_handles(self) -> bool:
+        """Whether copies share an open file or connection, so that only one process may read them at a time."""
+        return any(_library_of(leaf) in _HANDLE_LIBRARIES for leaf in self._shared)
 
 
 class _SharingPickler(pickle.Pickler):
@@ -228,7 +197,11 @@ def _is_shared(obj: object) -> bool:
         return obj.__self__ is None or isinstance(obj.__self__, ModuleType | type)
     if isinstance(obj, (Tensor, np.ndarray, *_SHARED_TYPES)):
         return True
-    return type(obj).__module__.partition(".")[0] in _SHARED_LIBRARIES
+    return _library_of(obj) in _SHARED_LIBRARIES
+
+
+def _library_of(obj: object) -> str:
+    return type(obj).__module__.partition(".")[0]
 
 
 def _generator_in_state(device: str, state: str) -> torch.Generator:

@@ -1,24 +1,31 @@
-"""Opens whatever people train on as a repeatable stream of image batches.
+"""A repeatable stream of image batches, with ids and groups.
 
-Accepted are arrays and tensors `[m, c, *spatial]`, map-style data sets, data loaders (for their data set), and lists of
-images, paths or MONAI-style dictionaries. Items are read one by one in the main process, when they are asked for. The
-data set itself is never read, only copies of it, so that training does not notice.
+Items are read when they are asked for, in the main process or, on request, by workers ahead of it. The data set itself
+is never read, only copies of it, so that training does not notice.
 """
 
+import operator
+import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, cast, final, get_args
+from typing import SupportsIndex, final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from relict_lightning.data.containers import container_of, is_inert, opener_of
-from relict_lightning.data.isolation import MapStyle, random_state_kept
-from relict_lightning.data.items import ARGUMENTS, ImageItem, Role, item_name, parse_item, parse_segmentation, text_of
-from relict_lightning.data.repeatability import refuse_random
-from relict_lightning.errors import ConfigurationError, EmptyDataError, InvalidImageError, RelictWarning
+from relict_lightning.data.items import ARGUMENTS, Role
+from relict_lightning.data.passes import pass_by_position, pass_in_order, unique
+from relict_lightning.data.reading import Contents, Form, Parcel, Reader
+from relict_lightning.data.stamp import stamp_of
+from relict_lightning.errors import (
+    ConfigurationError,
+    EmptyDataError,
+    NondeterministicDataError,
+    RelictWarning,
+)
 
 
 @final
@@ -47,31 +54,30 @@ class ImageSource:
     Made by `open_images`.
     """
 
-    def __init__(
-        self,
-        open_items: Callable[[], MapStyle],
-        *,
-        role: Role,
-        open_segmentations: Callable[[], MapStyle] | None,
-        groups: tuple[str, ...] | None,
-    ) -> None:
-        self._open_items = open_items
-        self._open_segmentations = open_segmentations
-        self._groups = groups
-        self._role: Role = role
-        with random_state_kept():
-            items = open_items()
-            self._length = len(items)
-            first = self._read(items, None if open_segmentations is None else open_segmentations(), 0)
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self._role: Role = contents.role
+        reader = Reader(contents)
+        announced = reader.announced_length()
+        if not contents.is_stream and announced:
+            contents.refuse_other_lengths(announced)
+        first = reader.first()
+        if first is None:
+            raise EmptyDataError(
+                f"The {self._role} set is empty; expected at least one image. Check `{ARGUMENTS[self._role]}`."
+            )
         if first.ignored_label_shape is not None:
             warnings.warn(
-                f"The labels of the {role} set have shape {list(first.ignored_label_shape)}, which is not one label "
-                f"per voxel; they are not used. Pass label maps as segmentations to compare those too.",
+                f"The labels of the {self._role} set have shape {list(first.ignored_label_shape)}, which is not one "
+                f"label per voxel; they are not used. Pass label maps as segmentations to compare those too.",
                 RelictWarning,
                 stacklevel=3,
             )
-        self._image_shape = tuple(first.image.shape)
-        self._has_segmentations = first.segmentation is not None
+        self._form = Form(image_shape=tuple(first.image.shape), has_segmentations=first.segmentation is not None)
+        # What an iterable announces may be wrong, or count batches; it is for progress bars only.
+        self._length = None if contents.is_stream else announced
+        self._announced_length = announced
+        self._kept_reader: tuple[int, Reader] | None = None
 
     @property
     def role(self) -> Role:
@@ -81,178 +87,182 @@ class ImageSource:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of every image, `(c, *spatial)`."""
-        return self._image_shape
+        return self._form.image_shape
 
     @property
     def has_segmentations(self) -> bool:
         """Whether every image comes with a segmentation."""
-        return self._has_segmentations
+        return self._form.has_segmentations
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the images come in order only, as those of an iterable data set do."""
+        return self._contents.is_stream
+
+    @property
+    def given_groups(self) -> tuple[str, ...] | None:
+        """The patients that were passed beside the images; None where the data give them, or nobody does."""
+        return self._contents.groups
+
+    @property
+    def length(self) -> int | None:
+        """Number of images, for progress bars: of an iterable what it announces until a pass has ended, or None."""
+        return self._announced_length if self._length is None else self._length
 
     def __len__(self) -> int:
-        """Return the number of images."""
+        """Return the number of images.
+
+        Raises:
+            ConfigurationError: If the set is iterable and no pass over it has ended.
+        """
+        if self._length is None:
+            raise ConfigurationError(
+                f"The {self._role} set is an iterable data set, whose number of images is known only once all have "
+                f"been read; expected a data set with positions. Read all batches first, or use `length`, which may be "
+                f"None."
+            )
         return self._length
 
     def containers(self) -> tuple[object, object | None]:
         """Return what images and passed label maps are read from, as copies that share what is large."""
-        with random_state_kept():
-            return self._open_items(), None if self._open_segmentations is None else self._open_segmentations()
+        contents = self._contents
+        with contents.reading_state():
+            return contents.images(), None if contents.segmentations is None else contents.segmentations()
 
-    def batches(self, batch_size: int) -> Iterator[ImageBatch]:
+    def stamp(self) -> str | None:
+        """Return a hash that tells, without reading an image, whether the set is the one that it was.
+
+        It covers the path, size and modification time of every file, and every id and group. It does not see a file
+        that is rewritten in place with equal size and a forged modification time, nor one that is replaced while it is
+        memory-mapped.
+
+        Returns:
+            The hash, in hexadecimal; None where the items are not files known by name: for arrays in memory, and for
+            data sets other than `ImageFolder`, whose code may do anything.
+
+        Example:
+            >>> from relict_lightning.data import open_images
+            >>> open_images(torch.zeros(3, 1, 8, 8), role="training").stamp() is None
+            True
+        """
+        images, segmentations = self.containers()
+        return stamp_of(images, segmentations=segmentations, groups=self._contents.groups, role=self._role)
+
+    def read(self, positions: Sequence[SupportsIndex]) -> ImageBatch:
+        """Return the images at some positions, from a copy that is opened once and kept.
+
+        Args:
+            positions: Positions in the set, in any order.
+
+        Returns:
+            One batch, in the order of the positions. Its ids are those of `batches`.
+
+        Raises:
+            ConfigurationError: If the set is iterable, or a position lies outside of it.
+            InvalidImageError: If an image is not finite, or differs from the first in shape or in having a
+                segmentation.
+
+        Example:
+            >>> from relict_lightning.data import open_images
+            >>> open_images(torch.zeros(5, 1, 8, 8), role="training").read([3, 0]).ids
+            ('training-3', 'training-0')
+        """
+        self._refuse_stream("read by position")
+        chosen = [operator.index(position) for position in positions]
+        outside = [position for position in chosen if not 0 <= position < len(self)]
+        if outside:
+            raise ConfigurationError(
+                f"Position {outside[0]} was asked for; expected 0 to {len(self) - 1}, as the {self._role} set has "
+                f"{len(self)} images."
+            )
+        # A process that was forked since must not share open files with this one.
+        if self._kept_reader is None or self._kept_reader[0] != os.getpid():
+            self._kept_reader = os.getpid(), Reader(self._contents)
+        return _batch_of(self._kept_reader[1].read(chosen, self._form))
+
+    def batches(
+        self, batch_size: int, *, num_workers: int = 0, start: int = 0, stop: int | None = None
+    ) -> Iterator[ImageBatch]:
         """Return the images in order, in batches; the last one may be smaller.
 
         Args:
-            batch_size: Images per batch, at least 1. No more than these are held at a time.
+            batch_size: Images per batch, at least 1. Without workers no more than these are held at a time.
+            num_workers: Number of processes that read ahead, each up to two batches; 0 reads in this process. The
+                images are bit-identical. An iterable set is read by one worker at most, since several would each see a
+                part of it; a set that holds an open HDF5, LMDB or picture file, which processes cannot share, is read
+                in this process.
+            start: Position of the first image.
+            stop: Position after the last image; None reads to the end.
 
         Returns:
-            An iterator over the batches.
+            An iterator over the batches. Workers end when it ends or is closed.
 
         Raises:
-            ConfigurationError: If `batch_size < 1`.
+            ConfigurationError: If an argument is out of range, or `start` or `stop` is given for an iterable set.
+                While iterating, if an iterable set has more or fewer images than segmentations or groups were passed.
             InvalidImageError: While iterating, if an image is not finite, differs in shape from the first, has an id
                 that an earlier one has, or if only some images have segmentations.
+            NondeterministicDataError: While iterating, if an iterable set has another number of images than before.
 
         Example:
+            >>> from relict_lightning.data import open_images
             >>> source = open_images(torch.zeros(5, 1, 8, 8), role="training")
             >>> [len(batch.ids) for batch in source.batches(2)]
             [2, 2, 1]
+            >>> [batch.ids for batch in source.batches(2, start=3)]
+            [('training-3', 'training-4')]
         """
         if batch_size < 1:
             raise ConfigurationError(f"batch_size={batch_size}; expected at least 1.")
-        return self._batches(batch_size)
-
-    def _batches(self, batch_size: int) -> Iterator[ImageBatch]:
-        with random_state_kept():
-            items = self._open_items()
-            segmentations = None if self._open_segmentations is None else self._open_segmentations()
-        positions_by_id: dict[str, int] = {}
-        for start in range(0, self._length, batch_size):
-            with random_state_kept():
-                batch = [
-                    self._read(items, segmentations, position)
-                    for position in range(start, min(start + batch_size, self._length))
-                ]
-            for position, item in enumerate(batch, start):
-                self._refuse_odd(item, position)
-                earlier = positions_by_id.setdefault(cast("str", item.id), position)
-                if earlier != position:
-                    # Without the id itself: error messages travel further than patients' names should.
-                    raise InvalidImageError(
-                        f"{item_name(position, self._role)} has the same id as item {earlier}; expected unique ids. "
-                        f"Pass each image once, give each its own id, and images of one patient one group."
-                    )
-            yield ImageBatch(
-                images=torch.stack([item.image for item in batch]),
-                segmentations=torch.stack([cast("Tensor", item.segmentation) for item in batch])
-                if self._has_segmentations
-                else None,
-                ids=tuple(cast("str", item.id) for item in batch),
-                groups=tuple(cast("str", item.group) for item in batch),
-            )
-
-    def _read(self, items: MapStyle, segmentations: MapStyle | None, position: int) -> ImageItem:
-        name = item_name(position, self._role)
-        item = parse_item(items[position], role=self._role, position=position)
-        segmentation = item.segmentation
-        if segmentations is not None:
-            if segmentation is not None:
-                raise ConfigurationError(
-                    f"{name} has a segmentation of its own, and segmentations were passed as well; expected one of the "
-                    f"two. Drop either."
-                )
-            segmentation = parse_segmentation(segmentations[position], spatial=tuple(item.image.shape[1:]), name=name)
-        given_group = None if self._groups is None else self._groups[position]
-        if item.group is not None and given_group not in (None, item.group):
+        if num_workers < 0:
+            raise ConfigurationError(f"num_workers={num_workers}; expected 0, which reads in this process, or more.")
+        if self._contents.is_stream:
+            if start != 0 or stop is not None:
+                self._refuse_stream("read in parts")
+            return self._streamed(batch_size, num_workers=num_workers)
+        end = len(self) if stop is None else stop
+        if not 0 <= start <= end <= len(self):
             raise ConfigurationError(
-                f"{name} has a group of its own that is not the one that was passed for it; expected one group. "
-                f"Drop either."
+                f"start={start} and stop={stop}; expected 0 <= start <= stop <= {len(self)}, the number of images of "
+                f"the {self._role} set."
             )
-        id_ = f"{self._role}-{position}" if item.id is None else item.id
-        return ImageItem(
-            image=item.image,
-            segmentation=segmentation,
-            id=id_,
-            group=item.group or given_group or id_,
-            ignored_label_shape=item.ignored_label_shape,
-        )
+        chunks = [range(first, min(first + batch_size, end)) for first in range(start, end, batch_size)]
+        return self._located(chunks, num_workers=num_workers)
 
-    def _refuse_odd(self, item: ImageItem, position: int) -> None:
-        name = item_name(position, self._role)
-        if tuple(item.image.shape) != self._image_shape:
-            raise InvalidImageError(
-                f"{name} has shape {list(item.image.shape)}, but item 0 has {list(self._image_shape)}; expected one "
-                f"shape. Crop, pad or resample the images to a common shape."
+    def _located(self, chunks: list[range], *, num_workers: int) -> Iterator[ImageBatch]:
+        with closing(pass_by_position(self._contents, self._form, chunks, num_workers=num_workers)) as parcels:
+            for parcel in unique(parcels, role=self._role):
+                yield _batch_of(parcel)
+
+    def _streamed(self, batch_size: int, *, num_workers: int) -> Iterator[ImageBatch]:
+        count = 0
+        with closing(pass_in_order(self._contents, self._form, batch_size, num_workers=num_workers)) as parcels:
+            for parcel in unique(parcels, role=self._role):
+                count += len(parcel.ids)
+                yield _batch_of(parcel)
+        if self._length not in (None, count):
+            raise NondeterministicDataError(
+                f"The {self._role} set gave {count} images in this pass, and {self._length} in an earlier one; "
+                f"expected the same items whenever it is iterated. Pass `{ARGUMENTS[self._role]}` a data set without "
+                f"random choice."
             )
-        if (item.segmentation is not None) != self._has_segmentations:
-            has, first_has = ("a", "none") if item.segmentation is not None else ("no", "one")
-            raise InvalidImageError(
-                f"{name} has {has} segmentation, but item 0 has {first_has}; expected one for every image or for none. "
-                f"Complete them, or leave them all out."
+        self._contents.refuse_other_lengths(count)
+        self._length = count
+
+    def _refuse_stream(self, what: str) -> None:
+        if self._contents.is_stream:
+            raise ConfigurationError(
+                f"The {self._role} set is an iterable data set and cannot be {what}; expected a data set with "
+                f"`__len__` and `__getitem__`. Read all of it with `batches`, or pass `{ARGUMENTS[self._role]}` a "
+                f"map-style data set."
             )
 
 
-def open_images(
-    source: object,
-    *,
-    role: Role,
-    segmentations: object = None,
-    groups: Iterable[Any] | None = None,
-) -> ImageSource:
-    """Return a repeatable, deterministic stream of the images of one set.
-
-    The live data set, its augmentations and the global random state stay as they are. Of a data loader only the data
-    set is used, all of it, in its own order; where the loader draws from a `SubsetRandomSampler`, the subset.
-
-    Args:
-        source: Array or tensor `[m, c, *spatial]`, map-style data set, data loader, or list of images, paths or
-            dictionaries with `image` and, optionally, `label` (segmentation), `id` and `group` (the patient). Items
-            of data sets are images, tuples that start with one, or such dictionaries.
-        role: `training`, `held-out` or `generated`.
-        segmentations: One label map `[*spatial]` or `[1, *spatial]` per image: an array, or a list of arrays or paths.
-        groups: The patient of each image.
-
-    Returns:
-        The stream.
-
-    Raises:
-        ConfigurationError: If `source` is of another kind, cannot be copied, or if numbers of images, segmentations
-            and groups differ.
-        EmptyDataError: If there is no image.
-        InvalidImageError: If an image is not valid; the first one is checked here, all others when they are read.
-        NondeterministicDataError: If two reads of one item of a data set differ.
-        UnreadableDataError: If a file cannot be read.
-
-    Example:
-        >>> source = open_images(torch.zeros(3, 1, 8, 8), role="training", groups=["anna", "ben", "ben"])
-        >>> next(source.batches(3)).groups
-        ('anna', 'ben', 'ben')
-    """
-    if role not in get_args(Role):
-        raise ConfigurationError(f"role={role!r}; expected one of {', '.join(get_args(Role))}.")
-    items = container_of(source, role=role)
-    open_items = opener_of(items, name=f"{role} set", argument=ARGUMENTS[role])
-    length = len(items)
-    if length == 0:
-        raise EmptyDataError(f"The {role} set is empty; expected at least one image. Check `{ARGUMENTS[role]}`.")
-    open_segmentations = None
-    if segmentations is not None:
-        maps = container_of(segmentations, role=role, what="segmentations")
-        _refuse_other_length(len(maps), length, what="segmentations", role=role)
-        open_segmentations = opener_of(maps, name=f"segmentations of the {role} set", argument="segmentations=")
-    group_names = None
-    if groups is not None:
-        if isinstance(groups, str):
-            raise ConfigurationError(f"groups={groups!r}; expected one patient per image. Pass a list.")
-        group_names = tuple(text_of(group) for group in groups)
-        _refuse_other_length(len(group_names), length, what="groups", role=role)
-    opened = ImageSource(open_items, role=role, open_segmentations=open_segmentations, groups=group_names)
-    if not is_inert(items):
-        refuse_random(open_items(), role=role)
-    return opened
-
-
-def _refuse_other_length(found: int, expected: int, *, what: str, role: Role) -> None:
-    if found != expected:
-        raise ConfigurationError(
-            f"The {role} set has {expected} images, but {found} {what} were passed; expected one per image, in the "
-            f"same order."
-        )
+def _batch_of(parcel: Parcel) -> ImageBatch:
+    maps = parcel.segmentations
+    return ImageBatch(
+        images=torch.from_numpy(parcel.images),
+        segmentations=None if maps is None else torch.from_numpy(maps),
+        ids=parcel.ids,
+        groups=parcel.groups,
+    )

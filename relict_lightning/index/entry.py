@@ -1,9 +1,8 @@
-"""One folder of the cache: named arrays, FAISS indexes and a manifest, written whole or not at all.
+"""One folder of the cache: small named files and a manifest, written whole or not at all.
 
-A folder is written under a temporary name beside its place, every file is flushed to the disk, and the folder is
-renamed as the last step, so a build that is killed leaves nothing that is read later. Reading verifies the checksum
-of every file before any of them is parsed. There is no pickle, and folders are readable by their owner only, because
-embeddings and volumes are patient data.
+A folder is written under a temporary name beside its place, and renamed as the last step, so a build that is killed
+leaves nothing that is read later. The manifest holds the checksum of every file and its own. Reading compares it
+before a file is parsed. There is no pickle.
 """
 
 import contextlib
@@ -14,20 +13,25 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
-import faiss
-import numpy as np
-
 from relict_lightning.errors import IndexCorruptError, RelictWarning
+from relict_lightning.index.durable import (
+    checksum_of,
+    explained,
+    flush_folder,
+    make_private_folder,
+    read_array,
+    write_array,
+    write_durably,
+)
 from relict_lightning.index.fingerprint import FORMAT_VERSION
-
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+from relict_lightning.index.rows import Array
 
 _MANIFEST = "manifest.json"
-_CHUNK = 1 << 22
+_FILES, _CHECKSUM, _VERSION = "files", "checksum", "format_version"
 
 
 @final
@@ -35,57 +39,83 @@ class EntryWriter:
     """Collects the files of one folder; `commit` puts it into its place.
 
     Args:
-        directory: Where the folder will be. Its parent is created when missing.
+        parent: The folder that it will lie in; created when missing.
+        name: What its temporary name begins with, after `.building-`.
+
+    Raises:
+        CacheWriteError: If the disk is full or cannot be written to; so does every method.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    def __init__(self, parent: Path, name: str) -> None:
+        make_private_folder(parent)
+        with explained(parent):
+            self.folder = Path(tempfile.mkdtemp(prefix=f".building-{name}-", dir=parent))
+        self._files: dict[str, str] = {}
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Array:
-        """Return a writable memory-mapped array that becomes `name.npy`."""
-        return np.lib.format.open_memmap(self._staging / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-
-    def index(self, name: str, index: "faiss.Index") -> None:
-        """Write a FAISS index as `name.faiss`."""
-        faiss.write_index(index, str(self._staging / f"{name}.faiss"))
+    def array(self, name: str, values: Array) -> None:
+        """Write an array as `name.npy`."""
+        path, checksum = write_array(self.folder, values, name=f"{name}.npy")
+        self._files[path.name] = checksum
 
     def table(self, name: str, content: object) -> None:
         """Write JSON content as `name.json`."""
-        (self._staging / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+        text = json.dumps(content).encode()
+        path, checksum = write_durably(self.folder, lambda file: file.write(text), name=f"{name}.json")
+        self._files[path.name] = checksum
 
-    def commit(self, manifest: Mapping[str, object]) -> None:
-        """Write the manifest with all checksums, flush everything, and rename the folder into its place.
+    def file(self, name: str, write: Callable[[Path], None]) -> None:
+        """Have a file written by a library that wants its path."""
+        path = self.folder / name
+        with explained(path):
+            write(path)
+            flush_folder(path)
+            self._files[name] = checksum_of(path)
+
+    def adopt(self, path: Path) -> Path:
+        """Take over a file of another folder under its own name, without copying it where the disk can link."""
+        mine = self.folder / path.name
+        with explained(mine):
+            try:
+                os.link(path, mine)
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                raise
+            except OSError:
+                shutil.copyfile(path, mine)
+                flush_folder(mine)
+        return mine
+
+    def commit(self, directory: Path, manifest: Mapping[str, object]) -> None:
+        """Write the manifest and rename the folder into its place.
 
         Where another process has finished the same folder first, its folder stays and this one is dropped: both
         were made from the same fingerprint.
         """
-        files = sorted(self._staging.iterdir())
-        checksums = {path.name: _checksum(path) for path in files}
-        content = {"format_version": FORMAT_VERSION, "checksums": checksums, **manifest}
-        (self._staging / _MANIFEST).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-        for path in [*files, self._staging / _MANIFEST, self._staging]:
-            _flush(path)
-        try:
-            self._staging.rename(self.directory)
-        except OSError:
-            if not (self.directory / _MANIFEST).exists():
-                raise
-            self.abandon()
-        _flush(self.directory.parent)
+        content = {_VERSION: FORMAT_VERSION, _FILES: self._files, **manifest}
+        text = json.dumps({**content, _CHECKSUM: _checksum_of_content(content)}, indent=1, sort_keys=True).encode()
+        write_durably(self.folder, lambda file: file.write(text), name=_MANIFEST)
+        with explained(directory):
+            try:
+                self.folder.rename(directory)
+            except OSError:
+                if not (directory / _MANIFEST).exists():
+                    raise
+                self.abandon()
+            flush_folder(directory.parent)
 
     def abandon(self) -> None:
         """Remove what was written so far."""
-        shutil.rmtree(self._staging, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def writing(directory: Path) -> Iterator[EntryWriter]:
-    """Yield an `EntryWriter` that leaves nothing behind when the block fails."""
-    writer = EntryWriter(directory)
+def writing(directory: Path, manifest: Mapping[str, object]) -> Iterator[EntryWriter]:
+    """Yield an `EntryWriter` that becomes `directory` when the block ends, and leaves nothing when it fails."""
+    writer = EntryWriter(directory.parent, directory.name)
     try:
         yield writer
+        writer.commit(directory, manifest)
     except BaseException:
         writer.abandon()
         raise
@@ -93,14 +123,14 @@ def writing(directory: Path) -> Iterator[EntryWriter]:
 
 @final
 class Entry:
-    """A folder of the cache, opened for reading after its checksums were verified.
+    """A folder of the cache, opened for reading.
 
     Args:
         directory: The folder.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        IndexCorruptError: If a file is missing, was changed, or cannot be parsed.
+        IndexCorruptError: If its manifest is missing, was changed, or cannot be parsed.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -108,38 +138,49 @@ class Entry:
         if not directory.is_dir():
             raise FileNotFoundError(directory)
         try:
-            self.manifest: dict[str, Any] = json.loads((directory / _MANIFEST).read_text(encoding="utf-8"))
-            checksums = dict(self.manifest["checksums"])
-            version = self.manifest["format_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            manifest = json.loads((directory / _MANIFEST).read_bytes())
+            version, checksum = manifest[_VERSION], manifest.pop(_CHECKSUM)
+            files = dict(manifest[_FILES])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._corrupt(f"its {_MANIFEST} cannot be read ({error})") from error
         if version != FORMAT_VERSION:
             raise self._corrupt(f"it has format version {version!r}, this package reads {FORMAT_VERSION}")
-        for name, expected in checksums.items():
-            path = directory / name
-            if not path.is_file():
-                raise self._corrupt(f"{name} is missing")
-            if _checksum(path) != expected:
-                raise self._corrupt(f"the checksum of {name} does not match")
+        if checksum != _checksum_of_content(manifest):
+            raise self._corrupt(f"the checksum of {_MANIFEST} does not match")
+        self.manifest: dict[str, Any] = manifest
+        self._files = files
+        self._verified: set[str] = set()
 
     def array(self, name: str) -> Array:
-        """Return `name.npy`, memory-mapped and read-only."""
-        array: Array = np.load(self._listed(f"{name}.npy"), mmap_mode="r", allow_pickle=False)
-        return array
+        """Return `name.npy`, memory-mapped and read-only.
 
-    def index(self, name: str) -> "faiss.Index":
-        """Return the FAISS index of `name.faiss`."""
-        return faiss.read_index(str(self._listed(f"{name}.faiss")))
+        Raises:
+            IndexCorruptError: If the file is missing, was changed, or is not listed; so do all methods.
+        """
+        return read_array(self.verified(f"{name}.npy"))
 
     def table(self, name: str) -> Any:
         """Return the content of `name.json`."""
-        return json.loads(self._listed(f"{name}.json").read_text(encoding="utf-8"))
+        return json.loads(self.verified(f"{name}.json").read_bytes())
 
-    def _listed(self, name: str) -> Path:
-        """Return the path of a file, after making sure that its checksum was among the verified ones."""
-        if name not in self.manifest["checksums"]:
+    def verified(self, name: str) -> Path:
+        """Return the path of a file, after comparing it with its checksum."""
+        path = self.directory / name
+        if name not in self._files:
             raise self._corrupt(f"{name} is not listed in its {_MANIFEST}")
-        return self.directory / name
+        if name not in self._verified:
+            if not path.is_file():
+                raise self._corrupt(f"{name} is missing")
+            if checksum_of(path) != self._files[name]:
+                raise self._corrupt(f"the checksum of {name} does not match")
+            self._verified.add(name)
+        return path
+
+    def verify(self) -> "Entry":
+        """Compare every listed file with its checksum; return the entry."""
+        for name in self._files:
+            self.verified(name)
+        return self
 
     def _corrupt(self, why: str) -> IndexCorruptError:
         return IndexCorruptError(
@@ -148,32 +189,21 @@ class Entry:
 
 
 def open_or_put_aside(directory: Path) -> Entry | None:
-    """Return the folder opened, or None where there is none.
+    """Return the folder opened and its listed files verified, or None where there is none.
 
     A damaged folder is renamed, so that it can be built again and nothing is lost, and a warning says so.
     """
     try:
-        return Entry(directory)
+        return Entry(directory).verify()
     except FileNotFoundError:
         return None
     except IndexCorruptError as error:
         aside = directory.with_name(f".damaged-{directory.name}-{time.time_ns()}")
-        directory.rename(aside)
+        with explained(directory):
+            directory.rename(aside)
         warnings.warn(f"{error} It was moved to {aside} and is built again now.", RelictWarning, stacklevel=2)
         return None
 
 
-def _checksum(path: Path) -> str:
-    state = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            state.update(chunk)
-    return state.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _checksum_of_content(content: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,73 +1,24 @@
-"""The reference: a set of images as the detector sees it, embedded, stored and indexed, in memory or in the cache."""
+"""The reference: a set of images as the detector sees it, embedded, stored and indexed."""
 
-import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from relict_lightning.data import ImageBatch, ImageSource, images_per_batch
-from relict_lightning.errors import InvalidImageError
-from relict_lightning.index.entry import Entry, EntryWriter, open_or_put_aside, writing
-from relict_lightning.index.fingerprint import combine, digest_array, digest_module
-from relict_lightning.index.flat import FlatIndex
-from relict_lightning.index.read_once import ReadOnce, is_in_memory
-from relict_lightning.index.views import coarse_view, feature_view
+from relict_lightning.index.columns import COARSE, FEATURE, LABELS, VIEWS, chunks_of
+from relict_lightning.index.chunks import Chunk, ChunkedRows, chunk_name
+from relict_lightning.index.contents import LABEL_MAPS, VOLUMES
+from relict_lightning.index.durable import write_array
+from relict_lightning.index.entry import Entry, EntryWriter
+from relict_lightning.index.exact import ExactIndex
+from relict_lightning.index.fingerprint import combine
+from relict_lightning.index.rows import Array, MemoryRows, Rows
+from relict_lightning.index.sharing import HeldRows, SelectedRows, SharedIndex
+from relict_lightning.index.volumes import IntensityScale, restore
+from relict_lightning.processes import Processes
 
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-
-_LOGGER = logging.getLogger(__name__)
-_ARRAYS = ("feature_vectors", "coarse_vectors", "volumes", "label_maps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class IntensityScale:
-    """The affine map that takes the training set's intensity range to [0, 1].
-
-    Volumes are stored in float16, which resolves [0, 1] finely and CT numbers coarsely, and the structural
-    similarity needs a data range; both take the training set's. Values outside the range are kept, not clipped.
-
-    Attributes:
-        low: Smallest intensity of the training set.
-        high: Largest intensity of the training set.
-    """
-
-    low: float
-    high: float
-
-    def apply(self, images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n c *spatial"]:
-        """Return the images on the training set's unit scale."""
-        return (images - self.low) / (self.high - self.low)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scan:
-    """What one pass over a set of images tells.
-
-    Attributes:
-        shape: `[c, *spatial]` of every image.
-        count: Number of images.
-        scale: Their intensity range.
-        digest: Hash of every image, label map, id and group, in order.
-        item_digests: Hash of every image's values alone; equal ones are bitwise copies.
-        largest_label: Largest label of the given label maps; None where there are none.
-        kept: What was read, until a reference is built from it; None where reading again costs nothing.
-    """
-
-    shape: tuple[int, ...]
-    count: int
-    scale: IntensityScale
-    digest: str
-    item_digests: tuple[str, ...]
-    largest_label: int | None
-    kept: ReadOnce | None = field(default=None, repr=False, compare=False)
+_BLOCK_BYTES = 1 << 26
 
 
 @final
@@ -75,33 +26,37 @@ class Scan:
 class Reference:
     """A set of images, ready to be searched and compared with.
 
+    Where several processes share it, each holds the volumes and label maps of its share.
+
     Attributes:
         ids: Id of every image.
         groups: Group (patient) of every image.
         group_codes: The same as integers, `[m]`, equal for equal groups.
-        feature: Index over the feature view.
-        coarse: Index over the coarse voxel view.
-        feature_vectors: `[m, d]`, unit vectors.
-        coarse_vectors: `[m, d]`, unit vectors.
-        volumes: `[m, c, *spatial]`, float16, on the training set's unit scale.
+        digests: Hash of every image's values, `[m, 16]` bytes; equal ones are bitwise copies.
+        ranges: Smallest and largest intensity of every image, `[m, 2]`.
+        scale: The training set's intensity scale.
+        views: The searchable vectors, by name: "feature", "coarse" (voxels), "labels" (coarse label maps).
+        stored: The images as they are stored, `[m, c, *spatial]`.
         label_maps: `[m, *spatial]`, integer.
         fingerprint: Hash of everything that this was made from.
         seconds: How long it took to build.
-        from_cache: Whether it was read from the cache rather than built.
+        from_cache: Whether it was found in the cache rather than built.
+        processes: Who shares it.
     """
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
     group_codes: Array
-    feature: FlatIndex
-    coarse: FlatIndex
-    feature_vectors: Array
-    coarse_vectors: Array
-    volumes: Array
-    label_maps: Array
+    digests: Array
+    ranges: Array
+    scale: IntensityScale
+    views: Mapping[str, SharedIndex]
+    stored: HeldRows
+    label_maps: HeldRows
     fingerprint: str
     seconds: float
     from_cache: bool
+    processes: Processes
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -110,259 +65,163 @@ class Reference:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape `[c, *spatial]` of every image."""
-        return self.volumes.shape[1:]
+        return self.stored.shape[1:]
 
+    @property
+    def feature(self) -> SharedIndex:
+        """The feature view."""
+        return self.views[FEATURE]
 
-def scan(source: ImageSource, *, cache_dir: Path | None = None) -> Scan:
-    """Read a set once: count, shape, intensity range and content hash.
+    @property
+    def coarse(self) -> SharedIndex:
+        """The coarse voxel view."""
+        return self.views[COARSE]
 
-    What is read from anything but arrays in memory is kept for `build_reference`, which drops it. Beyond 256 MiB that
-    takes, for so long, the disk space of the set in float32.
+    @property
+    def labels(self) -> SharedIndex:
+        """The coarse label map view."""
+        return self.views[LABELS]
 
-    Args:
-        source: The images.
-        cache_dir: Folder whose disk holds what is kept; None takes the system's folder for temporary files.
+    @property
+    def item_digests(self) -> tuple[str, ...]:
+        """Hash of every image's values, as text."""
+        return tuple(row.tobytes().hex() for row in self.digests)
 
-    Raises:
-        InvalidImageError: If every voxel of the set has one value.
-    """
-    kept = None if is_in_memory(source) else ReadOnce(cache_dir)
-    try:
-        return _scan(source, kept)
-    except BaseException:
-        if kept is not None:
-            kept.close()
-        raise
+    def volumes(self, positions: Array) -> Array:
+        """Return images that this process holds, on the training set's unit scale, `[p, c, *spatial]`, float32.
 
+        Raises:
+            IndexError: If another process holds one.
+            IndexStaleError: If images are read from the user's data, and one has changed.
+        """
+        return restore(self.stored[positions], self.ranges[positions], self.scale)
 
-def _scan(source: ImageSource, kept: ReadOnce | None) -> Scan:
-    """Read a set, and keep what is read where there is something to keep it in."""
-    digests: list[str] = []
-    item_digests: list[str] = []
-    low, high = np.inf, -np.inf
-    shape: tuple[int, ...] = ()
-    largest_label: int | None = None
-    for batch in source.batches(images_per_batch(source.image_shape)):
-        if kept is not None:
-            kept.add(batch)
-        images = batch.images.numpy()
-        shape = images.shape[1:]
-        low, high = min(low, float(images.min())), max(high, float(images.max()))
-        for position, (image, item_id, group) in enumerate(zip(images, batch.ids, batch.groups, strict=True)):
-            item_digests.append(digest_array(image))
-            digests += [item_digests[-1], item_id, group]
-            if batch.segmentations is not None:
-                digests.append(digest_array(batch.segmentations[position].numpy()))
-        if batch.segmentations is not None:
-            largest_label = max(largest_label or 0, int(batch.segmentations.max()))
-    if not high > low:
-        raise InvalidImageError(
-            f"Every voxel of the {source.role} images has the value {low}: there is nothing to compare. "
-            f"Check how the images are read and scaled."
+    def fetch_volumes(self, positions: Array) -> Array:
+        """Return images, whoever holds them, as `volumes` does; all processes call this with the same positions."""
+        positions = np.asarray(positions, dtype=np.int64)
+        return restore(self._fetched(self.stored, positions), self.ranges[positions], self.scale)
+
+    def fetch_label_maps(self, positions: Array) -> Array:
+        """Return label maps, whoever holds them, `[p, *spatial]`, int64; all processes call this alike."""
+        return self._fetched(self.label_maps, np.asarray(positions, dtype=np.int64)).astype(np.int64)
+
+    def _fetched(self, rows: HeldRows, positions: Array) -> Array:
+        held = rows.holds(positions)
+        shares = self.processes.gather(
+            lambda: (np.flatnonzero(held), rows[positions[held]]), doing="Reading stored images"
         )
-    return Scan(
-        shape=shape,
-        count=len(item_digests),
-        scale=IntensityScale(low=low, high=high),
-        digest=combine({"items": digests}),
-        item_digests=tuple(item_digests),
-        largest_label=largest_label,
-        kept=kept,
-    )
+        if len(shares) == 1:
+            return shares[0][1]
+        dtype = np.result_type(*(values.dtype for places, values in shares if len(places)))
+        fetched = np.empty((len(positions), *rows.shape[1:]), dtype=dtype)
+        for places, values in shares:
+            fetched[places] = values
+        return fetched
 
 
-@torch.no_grad()
-def build_reference(
-    source: ImageSource,
-    contents: Scan,
-    *,
-    scale: IntensityScale,
-    encoder: nn.Module,
-    segment: Callable[[ImageBatch], Tensor],
-    segmenter_digest: str,
-    cache_dir: Path | None,
-    device: torch.device,
-    progress: bool,
-    encoder_digest: str | None = None,
-) -> Reference:
-    """Return the reference of a set of images, from the cache where it holds one of the same fingerprint.
-
-    Args:
-        source: The images. They are read only where the scan did not keep them.
-        contents: What `scan` told of them. What it kept is dropped, whether building succeeds or not.
-        scale: The training set's intensity scale.
-        encoder: Images on that scale to embeddings.
-        segment: A batch on that scale to its label maps, `[b, *spatial]`.
-        segmenter_digest: Hash of where the label maps come from.
-        cache_dir: Folder of the cache; None keeps everything in memory.
-        device: Where to encode.
-        progress: Whether to show a progress bar.
-        encoder_digest: Hash of the encoder, from before it was used for the first time; None takes it now.
-
-    Returns:
-        The reference, whose `from_cache` tells which of the two happened.
-    """
-    parts = {"images": contents.digest, "scale": [scale.low, scale.high]}
-    pipeline = _Pipeline(scale=scale, encoder=encoder, segment=segment, device=device, progress=progress)
-    try:
-        fingerprint = combine(
-            {**parts, "encoder": encoder_digest or digest_module(encoder), "segmenter": segmenter_digest}
-        )
-        return _found_or_built(source, contents, pipeline, fingerprint, cache_dir)
-    finally:
-        if contents.kept is not None:
-            contents.kept.close()
-
-
-def _found_or_built(
-    source: ImageSource, contents: Scan, pipeline: "_Pipeline", fingerprint: str, cache_dir: Path | None
-) -> Reference:
-    """Return the reference from the cache, or fill it and put it there."""
-    directory = None if cache_dir is None else cache_dir / fingerprint
-    entry = None if directory is None else open_or_put_aside(directory)
-    if entry is not None:
-        cached = read_reference(entry, prefix="")
-        message = "Reused the cached index of %d %s images, %s: %.2f s saved."
-        _LOGGER.info(message, len(cached), source.role, directory, cached.seconds)
-        return cached
-    if directory is None:
-        return pipeline.fill(source, contents, lambda _, shape, dtype: np.empty(shape, dtype), fingerprint)
-    with writing(directory) as writer:
-        built = pipeline.fill(source, contents, writer.array, fingerprint)
-        _write_lists(built, writer, prefix="")
-        writer.commit({"count": len(built)})
-    message = "Built the index of %d %s images in %.2f s: %s."
-    _LOGGER.info(message, len(built), source.role, built.seconds, directory)
-    return built
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pipeline:
-    """The road that every image of a reference takes."""
-
-    scale: IntensityScale
-    encoder: nn.Module
-    segment: Callable[[ImageBatch], Tensor]
-    device: torch.device
-    progress: bool
-
-    def fill(
-        self,
-        source: ImageSource,
-        contents: Scan,
-        allocate: Callable[[str, tuple[int, ...], type[np.generic]], Array],
-        fingerprint: str,
-    ) -> Reference:
-        """Encode and store every image in the arrays that `allocate` hands out by name, shape and dtype."""
-        started = time.perf_counter()
-        count, spatial = contents.count, contents.shape[1:]
-        volumes = allocate("volumes", (count, *contents.shape), np.float16)
-        # Some atlases number their labels beyond 16 bits; they must not wrap around.
-        wide = (contents.largest_label or 0) > np.iinfo(np.int16).max
-        label_maps = allocate("label_maps", (count, *spatial), np.int32 if wide else np.int16)
-        ids: list[str] = []
-        groups: list[str] = []
-        vectors: dict[str, Array] = {}
-        bar = tqdm(total=count, desc=f"Indexing {source.role} images", unit="image", disable=not self.progress)
-        with bar:
-            for batch in _batches(source, contents):
-                here = slice(len(ids), len(ids) + len(batch.ids))
-                images = self.scale.apply(batch.images.to(self.device))
-                _refuse_other_units(images, source.role)
-                scaled = replace(batch, images=images)
-                views = {"feature": feature_view(self.encoder, images), "coarse": coarse_view(images)}
-                for name, view in views.items():
-                    if name not in vectors:
-                        vectors[name] = allocate(f"{name}_vectors", (count, view.shape[1]), np.float32)
-                    vectors[name][here] = view.cpu().numpy()
-                volumes[here] = images.cpu().numpy()
-                label_maps[here] = self.segment(scaled).cpu().numpy()
-                ids += batch.ids
-                groups += batch.groups
-                bar.update(len(batch.ids))
-        return Reference(
-            ids=tuple(ids),
-            groups=tuple(groups),
-            group_codes=_encode_groups(groups),
-            feature=FlatIndex.from_vectors(vectors["feature"]),
-            coarse=FlatIndex.from_vectors(vectors["coarse"]),
-            feature_vectors=vectors["feature"],
-            coarse_vectors=vectors["coarse"],
-            volumes=volumes,
-            label_maps=label_maps,
-            fingerprint=fingerprint,
-            seconds=time.perf_counter() - started,
-            from_cache=False,
-        )
-
-
-def _batches(source: ImageSource, contents: Scan) -> Iterator[ImageBatch]:
-    """Return the images as the scan kept them, or read them again."""
-    if contents.kept is None or contents.kept.is_closed:
-        return source.batches(images_per_batch(source.image_shape))
-    return contents.kept.batches()
+def encode_groups(groups: Sequence[str]) -> Array:
+    """Return one integer per image, equal for equal groups, in the order of their first images."""
+    codes: dict[str, int] = {}
+    return np.array([codes.setdefault(group, len(codes)) for group in groups], dtype=np.int64)
 
 
 def subset(reference: Reference, positions: Sequence[int]) -> Reference:
-    """Return a reference of some of the images, in memory."""
-    arrays = {name: np.ascontiguousarray(getattr(reference, name)[list(positions)]) for name in _ARRAYS}
-    groups = [reference.groups[position] for position in positions]
+    """Return a reference of some of the images, which reads from the first one."""
+    chosen = np.asarray(positions, dtype=np.int64)
+    groups = [reference.groups[position] for position in chosen]
+
+    def held(rows: HeldRows) -> HeldRows:
+        here = np.flatnonzero(rows.holds(chosen))
+        return HeldRows(SelectedRows(rows, chosen[here]), here, len(chosen))
+
+    views = {}
+    for name, view in reference.views.items():
+        selected = held(view.vectors)
+        vectors = MemoryRows(selected.rows[np.arange(len(selected.rows))])
+        kept = HeldRows(vectors, selected.positions, len(chosen))
+        views[name] = SharedIndex(ExactIndex(vectors), kept, reference.processes)
     return Reference(
-        ids=tuple(reference.ids[position] for position in positions),
+        ids=tuple(reference.ids[position] for position in chosen),
         groups=tuple(groups),
-        group_codes=_encode_groups(groups),
-        feature=FlatIndex.from_vectors(arrays["feature_vectors"]),
-        coarse=FlatIndex.from_vectors(arrays["coarse_vectors"]),
-        **arrays,
-        fingerprint=combine({"of": reference.fingerprint, "positions": list(positions)}),
+        group_codes=encode_groups(groups),
+        digests=reference.digests[chosen],
+        ranges=reference.ranges[chosen],
+        scale=reference.scale,
+        views=views,
+        stored=held(reference.stored),
+        label_maps=held(reference.label_maps),
+        fingerprint=combine({"of": reference.fingerprint, "positions": chosen.tolist()}),
         seconds=reference.seconds,
         from_cache=reference.from_cache,
+        processes=reference.processes,
     )
 
 
-def write_reference(reference: Reference, writer: EntryWriter, *, prefix: str) -> None:
-    """Copy a reference into a folder that is being written, its files' names starting with `prefix`."""
-    for name in _ARRAYS:
-        values = getattr(reference, name)
-        writer.array(f"{prefix}{name}", values.shape, values.dtype.type)[:] = values
-    _write_lists(reference, writer, prefix=prefix)
+def write_reference(reference: Reference, writer: EntryWriter | None, *, prefix: str) -> None:
+    """Copy a reference into a folder that is being written, its files' names starting with `prefix`.
+
+    Args:
+        reference: The reference; all processes that share it call this.
+        writer: The folder; None on all processes but the first.
+        prefix: What tells it apart from other references in the folder.
+    """
+    columns: dict[str, list[tuple[str, int]]] = {}
+    everything: dict[str, HeldRows] = {VOLUMES: reference.stored, LABEL_MAPS: reference.label_maps}
+    everything |= {name: view.vectors for name, view in reference.views.items()}
+    for name, rows in everything.items():
+        size = max(1, _BLOCK_BYTES // (4 * int(np.prod(rows.shape[1:]))))
+        for number, start in enumerate(range(0, len(reference), size)):
+            values = reference._fetched(rows, np.arange(start, min(start + size, len(reference))))
+            if writer is not None:
+                column = f"{prefix}{name}"
+                path, _ = write_array(
+                    writer.folder, values, name=lambda checksum, c=column, n=number: chunk_name(c, str(n), checksum)
+                )
+                columns.setdefault(name, []).append((path.name, len(values)))
+    if writer is None:
+        return
+    writer.array(f"{prefix}digests", reference.digests)
+    writer.array(f"{prefix}ranges", reference.ranges)
+    about: dict[str, Any] = {"fingerprint": reference.fingerprint, "seconds": reference.seconds, "columns": columns}
+    about |= {"scale": [reference.scale.low, reference.scale.high], "image_shape": reference.image_shape}
+    writer.table(f"{prefix}items", {"ids": reference.ids, "groups": reference.groups, **about})
 
 
-def read_reference(entry: Entry, *, prefix: str) -> Reference:
-    """Return the reference that `write_reference` put into a folder."""
+def read_reference(entry: Entry, *, prefix: str, resident_bytes: int = 1 << 32) -> Reference:
+    """Return the reference that `write_reference` put into a folder.
+
+    Args:
+        entry: The folder.
+        prefix: What tells it apart from other references in the folder.
+        resident_bytes: Vectors of up to this size are kept in memory once they are searched.
+    """
     items = entry.table(f"{prefix}items")
+    count = len(items["ids"])
+    everyone = np.arange(count)
+    image_shape = tuple(items["image_shape"])
+
+    def rows(name: str, row_shape: tuple[int, ...], resident: int = 0) -> HeldRows:
+        chunks = [Chunk(entry.directory / file, number) for file, number in items["columns"][name]]
+        return HeldRows(ChunkedRows(chunks, row_shape, resident_bytes=resident), everyone, count)
+
+    views = {}
+    for name in VIEWS:
+        first = Chunk(entry.directory / items["columns"][name][0][0], items["columns"][name][0][1])
+        vectors = rows(name, first.read().shape[1:], resident_bytes)
+        views[name] = SharedIndex(ExactIndex(vectors.rows), vectors, Processes())
+    low, high = items["scale"]
     return Reference(
         ids=tuple(items["ids"]),
         groups=tuple(items["groups"]),
-        group_codes=_encode_groups(items["groups"]),
-        feature=FlatIndex(entry.index(f"{prefix}feature")),
-        coarse=FlatIndex(entry.index(f"{prefix}coarse")),
-        **{name: entry.array(f"{prefix}{name}") for name in _ARRAYS},
+        group_codes=encode_groups(items["groups"]),
+        digests=np.array(entry.array(f"{prefix}digests")),
+        ranges=np.array(entry.array(f"{prefix}ranges")),
+        scale=IntensityScale(low=low, high=high),
+        views=views,
+        stored=rows(VOLUMES, image_shape),
+        label_maps=rows(LABEL_MAPS, image_shape[1:]),
         fingerprint=items["fingerprint"],
         seconds=float(items["seconds"]),
         from_cache=True,
+        processes=Processes(),
     )
-
-
-def _write_lists(reference: Reference, writer: EntryWriter, *, prefix: str) -> None:
-    """Write what is not a plain array of a reference: its FAISS indexes, and the table of its items."""
-    writer.index(f"{prefix}feature", reference.feature.index)
-    writer.index(f"{prefix}coarse", reference.coarse.index)
-    items = {"ids": reference.ids, "groups": reference.groups}
-    writer.table(f"{prefix}items", {**items, "fingerprint": reference.fingerprint, "seconds": reference.seconds})
-
-
-def _refuse_other_units(images: Tensor, role: str) -> None:
-    """Refuse images that float16 cannot hold on the training set's unit scale."""
-    largest = float(images.abs().max())
-    if largest > torch.finfo(torch.float16).max:
-        raise InvalidImageError(
-            f"The {role} images reach {largest:.3g} times the training images' intensity range. "
-            f"Pass both through the same preprocessing."
-        )
-
-
-def _encode_groups(groups: Sequence[str]) -> Array:
-    """Return one integer per image, equal for equal groups."""
-    codes: dict[str, int] = {}
-    return np.array([codes.setdefault(group, len(codes)) for group in groups], dtype=np.int64)

@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -5,10 +6,17 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 WriteDicom = Callable[..., Path]
+
+
+@pytest.fixture
+def random_state() -> Callable[[], object]:
+    """Returns the global random state; not python's, which the shape checks that run in tests draw from themselves."""
+    return lambda: (torch.get_rng_state().tolist(), pickle.dumps(np.random.get_state()))  # noqa: NPY002
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import pickle
 import random
 import threading
 from functools import partial
@@ -12,7 +11,8 @@ from monai.transforms import Compose, Identityd, RandFlipd, RandGaussianNoised, 
 from torch.utils.data import Dataset, TensorDataset
 
 from relict_lightning.data import check_repeatable, open_images, random_state_kept
-from relict_lightning.data.isolation import Snapshot, global_random_state
+from relict_lightning.data.isolation import Snapshot
+from relict_lightning.data.process_state import global_random_state
 from relict_lightning.errors import ConfigurationError, NondeterministicDataError
 
 
@@ -56,11 +56,6 @@ class PythonNoise:
 
 def global_noise(image):
     return image + torch.randn(()) + np.random.normal()  # noqa: NPY002
-
-
-def torch_and_numpy_state():
-    # The shape checks that run in tests draw from python's generator themselves.
-    return torch.get_rng_state().tolist(), pickle.dumps(np.random.get_state())  # noqa: NPY002
 
 
 def snapshot(dataset):
@@ -183,29 +178,29 @@ def test_the_global_random_state_is_put_back(fails):
     assert global_random_state() == before
 
 
-def test_streaming_leaves_the_global_random_state_between_batches():
+def test_streaming_leaves_the_global_random_state_between_batches(random_state):
     def reseeds(image):
         torch.manual_seed(0)
         return image + torch.rand(())
 
     source = open_images(Transformed(reseeds), role="training")
-    before = torch_and_numpy_state()
+    before = random_state()
 
     for _ in source.batches(2):
-        assert torch_and_numpy_state() == before
+        assert random_state() == before
 
 
-def test_an_error_of_the_data_set_comes_through_with_the_random_state_put_back():
+def test_an_error_of_the_data_set_comes_through_with_the_random_state_put_back(random_state):
     def breaks(image):
         torch.rand(3)
         raise LookupError("no such scan")
 
     dataset = Transformed(breaks)
-    before = torch_and_numpy_state()
+    before = random_state()
 
     with pytest.raises(LookupError, match=r"no such scan"):
         open_images(dataset, role="training")
-    assert torch_and_numpy_state() == before
+    assert random_state() == before
 
 
 def test_a_copy_shares_images_and_owns_counters():

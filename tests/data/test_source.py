@@ -11,7 +11,6 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
-    IterableDataset,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -232,17 +231,15 @@ def test_an_empty_set_is_refused(source):
         open_images(source, role="held-out")
 
 
-class Stream(IterableDataset):
-    def __iter__(self):
-        yield from numbered(3)
-
-    def __len__(self):
-        return 3
-
-
-@pytest.mark.parametrize("source", [Stream(), DataLoader(Stream()), iter([1]), 3, None, {1, 2}])
+@pytest.mark.parametrize("source", [3, None, {1, 2}, TensorDataset])
 def test_what_cannot_be_read_by_position_is_refused(source):
     with pytest.raises(ConfigurationError, match=r"cannot be read by position.*Pass `training=` a map-style data set"):
+        open_images(source, role="training")
+
+
+@pytest.mark.parametrize("source", [iter([1]), (image for image in numbered(3)), iter(DataLoader(numbered(3)))])
+def test_what_can_be_read_only_once_is_refused(source):
+    with pytest.raises(ConfigurationError, match=r"can be read only once.*`__iter__` starts anew"):
         open_images(source, role="training")
 
 

@@ -1,0 +1,278 @@
+"""Building a reference, or finding it in the cache."""
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from relict_lightning.data import ImageSource
+from relict_lightning.errors import IndexCorruptError, RelictWarning
+from relict_lightning.index.chunks import Chunk, ChunkedRows, verify_all
+from relict_lightning.index.columns import VIEWS, Pipeline, SourceRows, derive
+from relict_lightning.index.contents import LABEL_MAPS, VOLUMES, Contents, Share, id_key, read_contents
+from relict_lightning.index.entry import Entry, EntryWriter
+from relict_lightning.index.exact import ExactIndex
+from relict_lightning.index.fingerprint import combine
+from relict_lightning.index.recollection import Recollection
+from relict_lightning.index.reference import Reference, encode_groups
+from relict_lightning.index.rows import Rows
+from relict_lightning.index.sharing import HeldRows, SharedIndex
+from relict_lightning.index.workshop import CacheWorkshop, MemoryWorkshop
+from relict_lightning.processes import Processes
+
+_LOGGER = logging.getLogger(__name__)
+
+Check: TypeAlias = Literal["full", "sampled"]
+"""How a set is recognised: by the hash of every image, or of some, and by the names, sizes and dates of files."""
+
+# Vectors of up to this size are verified before anything is searched, at about a second a GiB and core; larger ones
+# when they are first gone through.
+_VERIFIED_AT_ONCE = 1 << 30
+# Each attempt after the first makes anew what the one before found damaged.
+_ATTEMPTS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Where and how a reference is built; none of it changes what is found.
+
+    Attributes:
+        cache_dir: Folder of the cache; None keeps everything in memory.
+        processes: Who shares the work; all of them build together.
+        check: How a set that was built before is recognised.
+        hash_ids: Whether ids and groups are kept as keyed hashes.
+        num_workers: Processes that read ahead.
+        resident_bytes: Vectors of up to this size are kept in memory once they are searched.
+        progress: Whether to show progress bars.
+    """
+
+    cache_dir: Path | None = None
+    processes: Processes = field(default_factory=Processes)
+    check: Check = "full"
+    hash_ids: bool = False
+    num_workers: int = 0
+    resident_bytes: int = 1 << 32
+    progress: bool = False
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether this process shows progress bars."""
+        return self.progress and self.processes.is_first
+
+
+def build_reference(source: ImageSource, pipeline: Pipeline, options: BuildOptions) -> Reference:
+    """Return the reference of a set of images, from the cache where it holds one of the same fingerprint.
+
+    Args:
+        source: The images.
+        pipeline: What computes. Without a scale it takes that of the images.
+        options: Where and how.
+
+    Returns:
+        The reference, whose `from_cache` tells which of the two happened.
+
+    Raises:
+        InvalidImageError: If an image is not valid.
+        CacheWriteError: If the disk is full or cannot be written to. What was built so far is kept.
+        IndexCorruptError: If the cache is damaged again and again while it is built.
+        OtherProcessError: If it failed on another process.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return _build(source, pipeline, options)
+        except IndexCorruptError as error:
+            # Several processes would have to agree on trying again; the next fit does that.
+            if options.processes.count > 1:
+                raise
+            warnings.warn(f"{error} It is built again now.", RelictWarning, stacklevel=3)
+    return _build(source, pipeline, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Built:
+    """The columns of this process's share, where they came to lie, and how long they took."""
+
+    columns: Mapping[str, list[Chunk]]
+    folder: Path | None
+    was_there: bool
+    seconds: float
+
+
+def _build(source: ImageSource, pipeline: Pipeline, options: BuildOptions) -> Reference:
+    started = time.perf_counter()
+    processes = options.processes
+    workshop = _workshop(source, options)
+    finished = False
+    try:
+        key = id_key(options.cache_dir, processes) if options.hash_ids else None
+        recollection = processes.together(
+            lambda: _recollection(source, pipeline, options), doing=f"Reading the {source.role} images"
+        )
+        contents, share = read_contents(
+            source,
+            workshop,
+            store=pipeline.store,
+            keep_labels=pipeline.segment is None,
+            id_key=key,
+            processes=processes,
+            remembered=None if recollection is None else recollection.entry(),
+            num_workers=options.num_workers,
+            progress=options.shows_progress,
+        )
+        scaled = replace(pipeline, given_scale=pipeline.given_scale or contents.scale)
+
+        def put() -> _Built:
+            columns = derive(source, contents, share, workshop, scaled, progress=options.shows_progress)
+            return _put_into_place(contents, share, columns, scaled, workshop, started=started)
+
+        built = processes.together(put, doing=f"Encoding the {source.role} images")
+        finished = True
+    finally:
+        if isinstance(workshop, CacheWorkshop):
+            workshop.close(finished=finished)
+    if recollection is not None and built.folder is not None and not built.was_there:
+        recollection.keep(built.folder)
+    reference = _reference(source, contents, share, built, scaled, options)
+    _say(reference, built, source.role)
+    return reference
+
+
+def _workshop(source: ImageSource, options: BuildOptions) -> MemoryWorkshop | CacheWorkshop:
+    if options.cache_dir is None:
+        return MemoryWorkshop()
+    share = [options.processes.rank, options.processes.count]
+    plan = {"role": source.role, "count": source.length, "shape": source.image_shape, "share": share}
+    return CacheWorkshop(options.cache_dir, plan=combine(plan)[:12])
+
+
+def _recollection(source: ImageSource, pipeline: Pipeline, options: BuildOptions) -> Recollection | None:
+    if options.check == "full" or options.cache_dir is None or source.is_stream:
+        return None
+    settings = {"store": pipeline.store, "label_maps": pipeline.segment is None, "hash_ids": options.hash_ids}
+    return Recollection(source, options.cache_dir, settings=settings, processes=options.processes)
+
+
+def _put_into_place(
+    contents: Contents,
+    share: Share,
+    columns: Mapping[str, list[Chunk]],
+    pipeline: Pipeline,
+    workshop: MemoryWorkshop | CacheWorkshop,
+    *,
+    started: float,
+) -> _Built:
+    """Put a share's columns into the folder of their fingerprint, unless it is there."""
+    if isinstance(workshop, MemoryWorkshop) or not share.numbers:
+        return _Built(columns=columns, folder=None, was_there=False, seconds=time.perf_counter() - started)
+    positions = share.positions(contents)
+
+    def write(writer: EntryWriter) -> Mapping[str, object]:
+        named = {name: [getattr(contents, name)[position] for position in positions] for name in ("ids", "groups")}
+        writer.table("items", named)
+        writer.array("digests", contents.digests[positions])
+        writer.array("ranges", contents.ranges[positions])
+        if contents.label_digests is not None:
+            writer.array("label_digests", contents.label_digests[positions])
+        return {
+            "count": len(positions),
+            "numbers": share.numbers,
+            "image_shape": contents.image_shape,
+            "has_label_digests": contents.label_digests is not None,
+            "made_of": _parts(contents, pipeline),
+            "columns": {
+                name: {"recipe": pipeline.recipe(name), "chunks": [_listed(chunk) for chunk in chunks]}
+                for name, chunks in columns.items()
+            },
+            "seconds": time.perf_counter() - started,
+        }
+
+    name = combine({**_parts(contents, pipeline), "numbers": share.numbers})
+    folder, was_there = workshop.finish(name, columns, write)
+    entry = Entry(folder)
+    kept = {column: [_moved(chunk, folder) for chunk in chunks] for column, chunks in columns.items()}
+    vectors = [chunk for view in VIEWS for chunk in kept[view]]
+    if sum(chunk.source.stat().st_size for chunk in vectors if isinstance(chunk.source, Path)) <= _VERIFIED_AT_ONCE:
+        verify_all(vectors)
+    return _Built(columns=kept, folder=folder, was_there=was_there, seconds=float(entry.manifest["seconds"]))
+
+
+def _parts(contents: Contents, pipeline: Pipeline) -> dict[str, Any]:
+    """Return what a reference is made of, by name."""
+    return {
+        "images": contents.digest,
+        "scale": [pipeline.scale.low, pipeline.scale.high],
+        "store": pipeline.store,
+        "encoder": pipeline.encoder_digest,
+        "segmenter": pipeline.segmenter_digest,
+    }
+
+
+def _listed(chunk: Chunk) -> tuple[str, int]:
+    assert isinstance(chunk.source, Path)  # noqa: S101 - a cache has files
+    return chunk.source.name, chunk.rows
+
+
+def _moved(chunk: Chunk, folder: Path) -> Chunk:
+    name, rows = _listed(chunk)
+    return Chunk(folder / name, rows)
+
+
+def _reference(
+    source: ImageSource, contents: Contents, share: Share, built: _Built, pipeline: Pipeline, options: BuildOptions
+) -> Reference:
+    """Put the parts together."""
+    processes = options.processes
+    positions = share.positions(contents)
+    image_shape = contents.image_shape
+
+    def held(rows: Rows) -> HeldRows:
+        return HeldRows(rows, positions, len(contents))
+
+    def chunked(name: str, row_shape: tuple[int, ...], resident_bytes: int = 0) -> ChunkedRows:
+        return ChunkedRows(built.columns.get(name, []), row_shape, resident_bytes=resident_bytes)
+
+    def agreed() -> tuple[dict[str, tuple[int, ...]], bool]:
+        shapes = {name: built.columns[name][0].read().shape[1:] for name in VIEWS if built.columns.get(name)}
+        return shapes, built.was_there or not share.numbers
+
+    # A process whose share is empty does not know how long the vectors are.
+    answers = processes.gather(agreed, doing="Opening the reference")
+    shapes = {name: shape for shapes, _ in answers for name, shape in shapes.items()}
+    views = {}
+    for name in VIEWS:
+        vectors = chunked(name, shapes[name], options.resident_bytes)
+        views[name] = SharedIndex(ExactIndex(vectors), held(vectors), processes)
+    if pipeline.store == "reference":
+        # Everybody reads the data set, so everybody has all images.
+        stored = HeldRows(SourceRows(source, contents), np.arange(len(contents)), len(contents))
+    else:
+        stored = held(chunked(VOLUMES, image_shape))
+    return Reference(
+        ids=contents.ids,
+        groups=contents.groups,
+        group_codes=encode_groups(contents.groups),
+        digests=contents.digests,
+        ranges=contents.ranges,
+        scale=pipeline.scale,
+        views=views,
+        stored=stored,
+        label_maps=held(chunked(LABEL_MAPS, image_shape[1:])),
+        fingerprint=combine(_parts(contents, pipeline)),
+        seconds=built.seconds,
+        from_cache=options.cache_dir is not None and all(was_there for _, was_there in answers),
+        processes=processes,
+    )
+
+
+def _say(reference: Reference, built: _Built, role: str) -> None:
+    """Log what happened."""
+    if built.was_there:
+        message = "Reused the cached index of %d %s images, %s: %.2f s saved."
+        _LOGGER.info(message, len(reference), role, built.folder, built.seconds)
+    elif built.folder is not None:
+        _LOGGER.info("Built the index of %d %s images in %.2f s: %s.", len(reference), role, built.seconds, built.folder)

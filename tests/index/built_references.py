@@ -1,0 +1,47 @@
+"""References of a few small images, as tests of several layers need them."""
+
+import torch
+
+from relict_lightning.data import open_images
+from relict_lightning.encoders import GradientEncoder
+from relict_lightning.index import BuildOptions, IntensityScale, Pipeline, build_reference, digest_module
+from relict_lightning.segmenters import IntensitySegmenter, label_maps
+
+CPU = torch.device("cpu")
+UNIT = IntensityScale(low=0.0, high=1.0)
+
+
+def by_intensity(images):
+    return label_maps(IntensitySegmenter(), images, device=CPU)
+
+
+def above_half(images):
+    return (images[:, 0] > 0.5).long()
+
+
+def build(
+    images,
+    *,
+    role="training",
+    groups=None,
+    segmentations=None,
+    encoder=None,
+    segment=by_intensity,
+    segmenter="intensity",
+    scale=UNIT,
+    store="float16",
+    **options,
+):
+    """Returns the reference of images; the scale is [0, 1] unless another or None, the images' own, is given."""
+    encoder = encoder or GradientEncoder()
+    pipeline = Pipeline(
+        given_scale=scale,
+        encoder=encoder,
+        encoder_digest=digest_module(encoder),
+        segment=None if segmentations is not None else segment,
+        segmenter_digest="given" if segmentations is not None else segmenter,
+        store=store,
+        device=CPU,
+    )
+    source = open_images(images, role=role, groups=groups, segmentations=segmentations)
+    return build_reference(source, pipeline, BuildOptions(**options))
