@@ -28,8 +28,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
-
 from relict_lightning.index.approximate import ApproximateIndex, choose_kind
+
 from relict_lightning.index.exact import ExactIndex
 from relict_lightning.index.rows import Array, MemoryRows, Rows
 
@@ -135,7 +135,9 @@ def exact(size: int, *, repeats: int) -> None:
     print(f"  by group, over product and topk: {verdict(grouped / bare, BARE_BAR, at_least=False)}")
     print(f"  times faster than IndexFlatIP: {verdict(by_faiss / ours, FAISS_BAR)}")
     share = memory / vectors.nbytes
-    print(f"  peak memory, share of the vectors: {verdict(share, MEMORY_BAR, at_least=False)}, {memory / 2**20:.0f} MiB")
+    print(
+        f"  peak memory, share of the vectors: {verdict(share, MEMORY_BAR, at_least=False)}, {memory / 2**20:.0f} MiB"
+    )
 
 
 class FileRows(Rows):
@@ -204,7 +206,9 @@ def large(folder: Path | None, *, size: int, dimensions: int, repeats: int) -> N
         rows = write_clusters(Path(temporary), size=size, dimensions=dimensions)
         print(f"large, {size:,} x {dimensions}: vectors written in {time.perf_counter() - started:.0f} s", flush=True)
         budget = 4 * size * dimensions // 10
-        print(f"  choose_kind within {budget / 2**20:.0f} MiB: {choose_kind(size, dimensions, memory_budget_bytes=budget)}")
+        print(
+            f"  choose_kind within {budget / 2**20:.0f} MiB: {choose_kind(size, dimensions, memory_budget_bytes=budget)}"
+        )
         started = time.perf_counter()
         built: list[ApproximateIndex] = []
         memory = peak_memory_of(lambda: built.append(ApproximateIndex.build(rows, "ivf_pq")))

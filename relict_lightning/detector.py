@@ -168,8 +168,8 @@ class ReplicaDetector:
         """Build the reference of the training set and the control of the held-out set, or find them in the cache.
 
         Args:
-            training: An array or tensor `[m, c, *spatial]`, a data set (map-style or iterable), a `DataLoader` (its data
-                set is read), a sequence of MONAI-style dictionaries (`image`, and optionally `id`, `group`), or a
+            training: An array or tensor `[m, c, *spatial]`, a data set (map-style or iterable), a `DataLoader` (its
+                data set is read), a sequence of MONAI-style dictionaries (`image`, and optionally `id`, `group`), or a
                 `LightningDataModule`, whose validation set is then the held-out set unless `heldout` is given.
             heldout: Images of patients that the model is not trained on, in the same forms. Without them there is no
                 replica rate, no p-value and no onset; hits and their evidence are still found.

@@ -156,7 +156,7 @@ def compare(
     """
     count = len(hits.sample)
     held = np.flatnonzero(reference.stored.holds(hits.training) & reference.label_maps.holds(hits.training))
-    measures = {name: np.zeros(count, dtype=np.float32) for name in ("ncc", "ssim", "dice")}
+    measures: dict[str, Array] = {name: np.zeros(count, dtype=np.float32) for name in ("ncc", "ssim", "dice")}
     measures["shifts"] = np.zeros((count, images.ndim - 2), dtype=np.int64)
 
     def of_held() -> dict[str, Array]:
@@ -189,7 +189,7 @@ def _measured(
     device: torch.device,
 ) -> dict[str, Array]:
     """Return the measures of some hits, in their order."""
-    measures = {name: np.zeros(len(chosen), dtype=np.float32) for name in ("ncc", "ssim", "dice")}
+    measures: dict[str, Array] = {name: np.zeros(len(chosen), dtype=np.float32) for name in ("ncc", "ssim", "dice")}
     measures["shifts"] = np.zeros((len(chosen), images.ndim - 2), dtype=np.int64)
     chunk = max(1, _VOXELS_PER_CHUNK // int(np.prod(images.shape[1:])))
     for mirroring, axes in enumerate(mirrors):

@@ -4,7 +4,7 @@ Every exchange carries, beside what is exchanged, whether its sender failed. So 
 others at the next exchange, wherever they are by then, and none is left waiting.
 """
 
-import datetime
+import datetime as dt
 from collections.abc import Callable
 from typing import Any, TypeVar, final
 
@@ -16,7 +16,7 @@ from relict_lightning.errors import ConfigurationError, OtherProcessError
 Result = TypeVar("Result")
 
 # Processes that share a build finish at different times; torch's half hour is short for one that reads slowly.
-_PATIENCE = datetime.timedelta(hours=6)
+_PATIENCE = dt.timedelta(hours=6)
 
 
 @final

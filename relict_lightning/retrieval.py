@@ -1,7 +1,8 @@
 """From samples to hits: which training images deserve a closer look.
 
 Every sample is looked up as it is and mirrored along each spatial axis, in each view of the index (features, coarse
-voxels, coarse label maps), and the union of the nearest images is kept. The cost grows with the training set only here, and only as one matrix product does.
+voxels, coarse label maps), and the union of the nearest images is kept. The cost grows with the training set only here,
+and only as one matrix product does.
 """
 
 from collections.abc import Sequence

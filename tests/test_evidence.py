@@ -206,8 +206,7 @@ def test_the_distance_to_training_is_that_to_the_nearest_hit():
         look.distance_to_training,
         [
             np.linalg.norm(
-                queries.feature[evidence.hits.mirroring[pairs], sample]
-                - vectors[evidence.hits.training[pairs]],
+                queries.feature[evidence.hits.mirroring[pairs], sample] - vectors[evidence.hits.training[pairs]],
                 axis=1,
             ).min()
             for sample in range(3)

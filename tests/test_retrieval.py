@@ -34,6 +34,14 @@ def _queries(images, mirrors=MIRRORS):
     return make_queries(images, _sign(images), encoder=nn.Flatten(), mirrors=mirrors, device=CPU)
 
 
+def _features(images):
+    return feature_view(nn.Flatten(), images)
+
+
+def _labels(images):
+    return label_view(_sign(images))
+
+
 def _stored(images):
     return torch.from_numpy(_reference(images, range(len(images))).volumes(np.arange(len(images))))
 
@@ -63,7 +71,11 @@ def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
     expected = set()
     for axes in ((), (2,), (3,)):
         mirrored = samples.flip(axes)
-        for view in (lambda images: feature_view(nn.Flatten(), images), coarse_view, lambda images: label_view(_sign(images))):
+        for view in (
+            lambda images: feature_view(nn.Flatten(), images),
+            coarse_view,
+            lambda images: label_view(_sign(images)),
+        ):
             # Stored images are in half precision.
             similarity = (view(mirrored).double() @ view(_stored(training)).double().T).float().numpy()
             for sample, row in enumerate(similarity):

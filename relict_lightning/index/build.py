@@ -3,8 +3,9 @@
 import logging
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -82,15 +83,20 @@ def build_reference(source: ImageSource, pipeline: Pipeline, options: BuildOptio
         IndexCorruptError: If the cache is damaged again and again while it is built.
         OtherProcessError: If it failed on another process.
     """
-    for _ in range(_ATTEMPTS - 1):
-        try:
-            return _build(source, pipeline, options)
-        except IndexCorruptError as error:
-            # Several processes would have to agree on trying again; the next fit does that.
-            if options.processes.count > 1:
-                raise
-            warnings.warn(f"{error} It is built again now.", RelictWarning, stacklevel=3)
-    return _build(source, pipeline, options)
+    # Several processes would have to agree on trying again; the next fit does that.
+    attempts = 1 if options.processes.count > 1 else _ATTEMPTS
+    return _with_repairs(partial(_build, source, pipeline, options), attempts=attempts)
+
+
+def _with_repairs(build: Callable[[], Reference], *, attempts: int) -> Reference:
+    """Build, and where that finds a part of the cache damaged, which is set aside then, build again."""
+    try:
+        return build()
+    except IndexCorruptError as error:
+        if attempts == 1:
+            raise
+        warnings.warn(f"{error} It is built again now.", RelictWarning, stacklevel=4)
+    return _with_repairs(build, attempts=attempts - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,4 +281,6 @@ def _say(reference: Reference, built: _Built, role: str) -> None:
         message = "Reused the cached index of %d %s images, %s: %.2f s saved."
         _LOGGER.info(message, len(reference), role, built.folder, built.seconds)
     elif built.folder is not None:
-        _LOGGER.info("Built the index of %d %s images in %.2f s: %s.", len(reference), role, built.seconds, built.folder)
+        _LOGGER.info(
+            "Built the index of %d %s images in %.2f s: %s.", len(reference), role, built.seconds, built.folder
+        )

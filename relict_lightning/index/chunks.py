@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import final
@@ -49,6 +50,11 @@ class Chunk:
         self.source = source
         self.rows = rows
         self._is_verified = isinstance(source, np.ndarray)
+
+    @cached_property
+    def is_there(self) -> bool:
+        """Whether the rows can be read, as far as one can tell without reading them."""
+        return isinstance(self.source, np.ndarray) or self.source.exists()
 
     def read(self) -> Array:
         """Return the rows, memory-mapped and read-only where they are a file.

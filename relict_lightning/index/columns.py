@@ -7,8 +7,7 @@ computed again.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import final
 
 import numpy as np
@@ -20,7 +19,6 @@ from relict_lightning.data import ImageSource, images_per_batch
 from relict_lightning.errors import IndexCorruptError, IndexStaleError, InvalidImageError
 from relict_lightning.index.chunks import Chunk
 from relict_lightning.index.contents import LABEL_MAPS, VOLUMES, Contents, Share, chunks_of, narrow
-from relict_lightning.index.entry import Entry
 from relict_lightning.index.fingerprint import combine, digest_array, digest_rows
 from relict_lightning.index.rows import Array, Rows
 from relict_lightning.index.views import coarse_view, feature_view, label_view
@@ -150,7 +148,7 @@ def derive(
                 of_labels = name == LABELS and contents.label_digests is not None
                 digests = contents.label_digests if of_labels else contents.digests
                 assert digests is not None  # noqa: S101 - tested above
-                made = donors[name].chunk(digests[rows], lambda places, name=name: computing.rows(name, places))
+                made = donors[name].chunk(digests[rows], partial(computing.rows, name))
                 columns.setdefault(name, []).append(made)
                 if name == LABEL_MAPS:
                     computing.label_maps = made
@@ -261,7 +259,7 @@ class _Donors:
             with contextlib.suppress(IndexCorruptError):
                 digests = [digest.tobytes() for digest in entry.array("label_digests" if of_labels else "digests")]
                 places = [(chunk, row) for chunk in chunks_of(entry, self._column) for row in range(chunk.rows)]
-                there = [chunk.source.exists() for chunk, _ in places if isinstance(chunk.source, Path)]
-                known.update(place for place, is_there in zip(zip(digests, places, strict=True), there) if is_there)
+                known.update(
+                    {digest: place for digest, place in zip(digests, places, strict=True) if place[0].is_there}
+                )
         return known
-

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from relict_lightning.data import ImageBatch, ImageSource, images_per_batch
 from relict_lightning.errors import EmptyDataError, InvalidImageError
 from relict_lightning.index.chunks import Chunk
-from relict_lightning.index.entry import Entry
 from relict_lightning.index.durable import explained, make_private_folder
+from relict_lightning.index.entry import Entry
 from relict_lightning.index.fingerprint import combine, digest_array, digest_rows
 from relict_lightning.index.rows import Array
 from relict_lightning.index.volumes import IntensityScale, Store, quantise, ranges_of
@@ -111,7 +111,7 @@ class _Read:
 
 
 def chunk_rows(image_shape: Sequence[int]) -> int:
-    """Return how many images a chunk holds: some 32 MiB of them, and whole batches, so that batches do not depend on it.
+    """Return how many images a chunk holds: some 32 MiB of them in whole batches, which so do not depend on chunks.
 
     Example:
         >>> chunk_rows((1, 64, 64)), chunk_rows((1, 64, 64, 64)), chunk_rows((1, 256, 256, 256))

@@ -48,7 +48,7 @@ def make_private_folder(path: Path) -> None:
 
 
 def write_durably(
-    folder: Path, write: Callable[[HashedFile], None], *, name: str | Callable[[str], str]
+    folder: Path, write: Callable[[HashedFile], object], *, name: str | Callable[[str], str]
 ) -> tuple[Path, str]:
     """Write a file so that it is there whole or not at all, even if the machine fails; return its path and checksum.
 
@@ -86,7 +86,7 @@ def write_array(folder: Path, values: Array, *, name: str | Callable[[str], str]
 
 def _write_npy(file: HashedFile, values: Array) -> None:
     header = {"descr": np.lib.format.dtype_to_descr(values.dtype), "fortran_order": False, "shape": values.shape}
-    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]  # it only writes
+    np.lib.format.write_array_header_1_0(file, header)
     flat = values.reshape(-1).view(np.uint8)
     for start in range(0, len(flat), _CHUNK):
         file.write(flat[start : start + _CHUNK].data)
@@ -136,5 +136,6 @@ def explained(path: Path) -> Iterator[None]:
         else:
             remedy = "Choose a folder that this user may write to."
         raise CacheWriteError(
-            error.errno, f"{path} cannot be written ({error.strerror or error}). {remedy} What was there before is kept."
+            error.errno,
+            f"{path} cannot be written ({error.strerror or error}). {remedy} What was there before is kept.",
         ) from error

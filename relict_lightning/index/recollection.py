@@ -6,6 +6,7 @@ few of its images, read in full, and by the names, sizes and dates of all files 
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from relict_lightning.data import ImageSource
@@ -31,7 +32,9 @@ class Recollection:
         processes: Who shares the set.
     """
 
-    def __init__(self, source: ImageSource, cache_dir: Path, settings: dict[str, object], processes: Processes) -> None:
+    def __init__(
+        self, source: ImageSource, cache_dir: Path, settings: Mapping[str, object], processes: Processes
+    ) -> None:
         count = len(source)
         sampled = sorted({position * (count - 1) // max(1, _SAMPLED - 1) for position in range(_SAMPLED)})
         batch = source.read(sampled)

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 import numpy as np
 
-from relict_lightning.index.columns import COARSE, FEATURE, LABELS, VIEWS, chunks_of
 from relict_lightning.index.chunks import Chunk, ChunkedRows, chunk_name
+from relict_lightning.index.columns import COARSE, FEATURE, LABELS, VIEWS
 from relict_lightning.index.contents import LABEL_MAPS, VOLUMES
 from relict_lightning.index.durable import write_array
 from relict_lightning.index.entry import Entry, EntryWriter
 from relict_lightning.index.exact import ExactIndex
 from relict_lightning.index.fingerprint import combine
-from relict_lightning.index.rows import Array, MemoryRows, Rows
+from relict_lightning.index.rows import Array, MemoryRows
 from relict_lightning.index.sharing import HeldRows, SelectedRows, SharedIndex
 from relict_lightning.index.volumes import IntensityScale, restore
 from relict_lightning.processes import Processes
@@ -173,10 +174,8 @@ def write_reference(reference: Reference, writer: EntryWriter | None, *, prefix:
         for number, start in enumerate(range(0, len(reference), size)):
             values = reference._fetched(rows, np.arange(start, min(start + size, len(reference))))
             if writer is not None:
-                column = f"{prefix}{name}"
-                path, _ = write_array(
-                    writer.folder, values, name=lambda checksum, c=column, n=number: chunk_name(c, str(n), checksum)
-                )
+                naming = partial(chunk_name, f"{prefix}{name}", str(number))
+                path, _ = write_array(writer.folder, values, name=naming)
                 columns.setdefault(name, []).append((path.name, len(values)))
     if writer is None:
         return

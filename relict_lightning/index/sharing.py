@@ -144,4 +144,3 @@ class SharedIndex:
         query, position, similarity = (np.concatenate(parts) for parts in zip(*found, strict=True))
         order = np.lexsort((position, -similarity, query))
         return query[order], position[order], similarity[order]
-

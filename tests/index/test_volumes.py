@@ -19,8 +19,10 @@ def test_the_scale_covers_the_range_and_little_more(low, span):
 
 
 def test_a_slightly_larger_range_mostly_has_the_same_scale():
-    assert IntensityScale.covering(0.001, 0.998) == IntensityScale.covering(0.0003, 0.9995) == IntensityScale(
-        low=0.0, high=1.0
+    assert (
+        IntensityScale.covering(0.001, 0.998)
+        == IntensityScale.covering(0.0003, 0.9995)
+        == IntensityScale(low=0.0, high=1.0)
     )
 
 
