@@ -253,7 +253,7 @@ def test_damaged_images_are_refused_when_they_are_read_and_built_again_then(tmp_
     _harm(sorted(tmp_path.glob(f"*/{column}-*.npy"))[1])
     found = _build(encoder=encoder, cache_dir=tmp_path)
 
-    with pytest.raises(IndexCorruptError, match="checksum does not match.*Fit again"):
+    with pytest.raises(IndexCorruptError, match=r"checksum does not match.*Fit again"):
         found.volumes(EVERYONE), found.label_maps[EVERYONE]
 
     assert _same(_build(encoder=encoder, cache_dir=tmp_path), built)
