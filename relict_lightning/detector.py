@@ -24,6 +24,7 @@ from relict_lightning.control import (
     write_control,
 )
 from relict_lightning.data import ImageBatch, ImageSource, is_datamodule, open_images
+from relict_lightning.duplicates import TrainingAudit, find_duplicates, find_leaks
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.errors import (
     ConfigurationError,
@@ -44,9 +45,11 @@ from relict_lightning.index import (
     IntensityScale,
     Pipeline,
     Reference,
+    Search,
     Store,
     build_reference,
     combine,
+    default_memory,
     digest_module,
     open_or_put_aside,
     writing,
@@ -91,6 +94,10 @@ class ReplicaDetector:
         check: How `fit` recognises a set that is in the cache. "full" reads and hashes every image. "sampled" reads
             some, and looks at names, sizes and dates of files: fast for data that are slow to read, and blind to an
             image that changed without its file's size or date.
+        search: How the nearest training images are looked up. "auto" compares with every one, unless their vectors do
+            not fit the memory; then FAISS proposes candidates ("ivf_pq"), which are compared exactly. "exact" always
+            compares with every one; "flat" and "ivf_flat" are other indexes of FAISS.
+        memory_gib: Memory that the vectors of one view may take, in GiB; None takes an eighth of the machine's.
         hash_ids: Whether ids and patients are known by keyed hashes only, in the cache and in results.
         num_workers: Processes that read the data sets ahead.
         progress: Whether `fit` shows progress bars.
@@ -119,6 +126,8 @@ class ReplicaDetector:
         cache_dir: str | Path | None = None,
         store: Store = "float16",
         check: Check = "full",
+        search: Search = "auto",
+        memory_gib: float | None = None,
         hash_ids: bool = False,
         num_workers: int = 0,
         progress: bool = False,
@@ -134,6 +143,10 @@ class ReplicaDetector:
             raise ConfigurationError(f"store must be one of {', '.join(get_args(Store))}, got {store!r}.")
         if check not in get_args(Check):
             raise ConfigurationError(f"check must be one of {', '.join(get_args(Check))}, got {check!r}.")
+        if search not in get_args(Search):
+            raise ConfigurationError(f"search must be one of {', '.join(get_args(Search))}, got {search!r}.")
+        if memory_gib is not None and not memory_gib > 0:
+            raise ConfigurationError(f"memory_gib must be positive, got {memory_gib}.")
         if num_workers < 0:
             raise ConfigurationError(f"num_workers must not be negative, got {num_workers}.")
         self.top_k = top_k
@@ -142,6 +155,8 @@ class ReplicaDetector:
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.store: Store = store
         self.check: Check = check
+        self.search: Search = search
+        self.memory_gib = memory_gib
         self.hash_ids = hash_ids
         self.num_workers = num_workers
         self.progress = progress
@@ -284,6 +299,19 @@ class ReplicaDetector:
                 moved = shift(moved, torch.tensor([verdict.transform.shift_voxels]))
             pairs.append(MatchedPair(generated=moved[0], training=torch.from_numpy(training), verdict=verdict))
         return pairs
+
+    def audit_training(self) -> TrainingAudit:
+        """Return near-duplicates among training images of different patients, and held-out images like training images.
+
+        Duplicates are what a model memorizes first; held-out images that are training images in disguise make copies
+        look ordinary. Both are found by the same search as replicas.
+
+        Raises:
+            NotFittedError: If `fit` was not called.
+        """
+        fitted = self._state
+        leaks = () if fitted.heldout is None else find_leaks(fitted.heldout, fitted.training)
+        return TrainingAudit(duplicates=find_duplicates(fitted.training), leaks=leaks)
 
     @property
     def is_fitted(self) -> bool:
@@ -430,6 +458,8 @@ class ReplicaDetector:
             check=self.check,
             hash_ids=self.hash_ids,
             num_workers=self.num_workers,
+            search=self.search,
+            memory_bytes=default_memory() if self.memory_gib is None else int(self.memory_gib * 2**30),
             progress=self.progress,
         )
         return build_reference(source, pipeline, options)

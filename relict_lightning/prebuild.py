@@ -8,6 +8,7 @@ from typing import Any
 from relict_lightning.audit import AuditSettings, relict_warnings
 from relict_lightning.data import images_at
 from relict_lightning.detector import ReplicaDetector
+from relict_lightning.duplicates import TrainingAudit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Prebuilt:
         seconds: How long it took.
         build_seconds: How long building took, now or when the folders were written.
         megabytes: Size of the whole cache on disk.
+        audit: What is in the data sets twice.
         notes: What a user should know, one sentence each.
     """
 
@@ -36,6 +38,7 @@ class Prebuilt:
     seconds: float
     build_seconds: float
     megabytes: float
+    audit: TrainingAudit
     notes: tuple[str, ...]
 
 
@@ -64,6 +67,7 @@ def prebuild_index(
             top_k=settings.top_k, transforms=settings.transforms, cache_dir=cache_dir, progress=progress
         )
         detector.fit(known, others)
+        twice = detector.audit_training()
     return Prebuilt(
         training_images=len(known),
         training_patients=detector.training_groups,
@@ -73,9 +77,16 @@ def prebuild_index(
         built=len(_entries(cache_dir) - before),
         seconds=time.perf_counter() - started,
         build_seconds=detector.build_seconds,
-        megabytes=sum(path.stat().st_size for path in cache_dir.rglob("*") if path.is_file()) / 1e6,
+        megabytes=_bytes_of(cache_dir) / 1e6,
+        audit=twice,
         notes=tuple(notes),
     )
+
+
+def _bytes_of(cache_dir: Path) -> int:
+    """Return the size of a cache; a file that several folders share counts once."""
+    files = [path.stat() for path in cache_dir.rglob("*") if path.is_file()]
+    return sum({status.st_ino: status.st_size for status in files}.values())
 
 
 def _entries(cache_dir: Path) -> set[str]:

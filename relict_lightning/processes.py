@@ -93,6 +93,9 @@ class Processes:
             # The others already know of an error that an exchange has carried.
             if error is not self._told:
                 self._tell(error)
+            elif isinstance(error, OtherProcessError):
+                self._told = _failed_elsewhere(doing)
+                raise self._told from error
             raise
         self._exchanged(None, doing=doing)
         return result
@@ -105,10 +108,11 @@ class Processes:
     def _exchanged(self, value: Result, *, doing: str) -> list[Result]:
         received: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(received, (True, value), group=self._group)
-        failed = [rank for rank, (succeeded, _) in enumerate(received) if not succeeded]
-        if failed:
-            self._told = OtherProcessError(
-                f"{doing} failed on process {failed[0]}; its own error says why. All processes stop together."
-            )
+        if not all(succeeded for succeeded, _ in received):
+            self._told = _failed_elsewhere(doing)
             raise self._told
         return [value for _, value in received]
+
+
+def _failed_elsewhere(doing: str) -> OtherProcessError:
+    return OtherProcessError(f"{doing} failed on another process; its error says why. All processes stop together.")

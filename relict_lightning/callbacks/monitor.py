@@ -290,7 +290,10 @@ class ReplicaMonitor(Callback):
                 result = detector.detect(samples)
                 return result, detector.matched_pairs(samples, result, _most_alike(result))
 
-        result, pairs = together(trainer, check, doing="Checking the samples")
+        checking = "Checking the samples"
+        # Processes that share the reference wait for each other while they check.
+        share = partial(detector.processes.together, check, doing=checking)
+        result, pairs = together(trainer, share, doing=checking)
         self.last_result, self.last_pairs = result, pairs
         newly = self._onset_detector.update(result, step=step, epoch=epoch)
         values = logged_values(

@@ -2,7 +2,6 @@
 
 import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,12 +13,15 @@ from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import RelictWarning
 from relict_lightning.functional.statistics import TAIL_CONTROLS
 from relict_lightning.onset import EvidenceKind, OnsetDetector, copies_to_decide
+from relict_lightning.processes import Processes
+
+_BUILDING = "Building the replica reference"
 
 
 def fit_detector(detector: ReplicaDetector, trainer: Trainer, *, training: Any, heldout: Any | None) -> None:
     """Fit the detector to the run's images, and say whether it was built or found in the cache.
 
-    With several processes and a cache the first one builds and the others read.
+    Several processes embed and keep a share of the images each.
 
     Args:
         detector: The detector.
@@ -28,10 +30,10 @@ def fit_detector(detector: ReplicaDetector, trainer: Trainer, *, training: Any, 
         heldout: Held-out images, None without any.
     """
     started = time.perf_counter()
-    takes_turns = trainer.world_size > 1 and detector.cache_dir is not None
-    for has_turn in (trainer.is_global_zero, not trainer.is_global_zero) if takes_turns else (True,):
-        act: Callable[[], object] = partial(detector.fit, training, heldout) if has_turn else _wait
-        together(trainer, act, doing="Building the replica reference")
+    if trainer.world_size > 1 and detector.processes.count == 1 and not detector.is_fitted:
+        detector.share(Processes.current())
+    fit = partial(detector.processes.together, partial(detector.fit, training, heldout), doing=_BUILDING)
+    together(trainer, fit, doing=_BUILDING)
     seconds = time.perf_counter() - started
     where = "in memory" if detector.cache_dir is None else f"in {detector.cache_dir}, which holds patient data"
     origin = (
@@ -43,10 +45,6 @@ def fit_detector(detector: ReplicaDetector, trainer: Trainer, *, training: Any, 
         f"Replica reference of {detector.training_groups} training and {detector.heldout_groups} held-out patients "
         f"{origin} ({where})."
     )
-
-
-def _wait() -> None:
-    """Leave the turn to another process."""
 
 
 def describe_power(detector: ReplicaDetector, onset_detector: OnsetDetector, *, num_samples: int) -> None:

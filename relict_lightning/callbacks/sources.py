@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from relict_lightning.errors import ConfigurationError
 
@@ -16,7 +16,7 @@ def training_source(given: Any | None, trainer: Trainer) -> Any:
         trainer: The trainer, while it fits.
 
     Raises:
-        ConfigurationError: If there is no such attribute, or not exactly one training dataloader.
+        ConfigurationError: If there is no such attribute, not exactly one training dataloader, or a stream behind it.
     """
     if given is not None:
         return _named(given, trainer, argument="training")
@@ -25,6 +25,11 @@ def training_source(given: Any | None, trainer: Trainer) -> Any:
         raise ConfigurationError(
             f"Training images can be found from one torch DataLoader; this run trains from {type(loader).__name__}. "
             f"Pass `ReplicaMonitor(training=...)`: a map-style data set of all training images."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise ConfigurationError(
+            f"This run trains from {type(loader.dataset).__name__}, a stream, which may be endless or augmented at "
+            f"random. Pass `ReplicaMonitor(training=...)`: a data set of all training images, as they are."
         )
     return loader
 

@@ -1,6 +1,6 @@
 """The training set on disk: embedded, stored, searchable; the only part that knows FAISS."""
 
-from relict_lightning.index.build import BuildOptions, Check, build_reference
+from relict_lightning.index.build import BuildOptions, Check, Search, build_reference, default_memory
 from relict_lightning.index.columns import COARSE, FEATURE, LABELS, VIEWS, Pipeline
 from relict_lightning.index.entry import Entry, EntryWriter, open_or_put_aside, writing
 from relict_lightning.index.fingerprint import combine, digest_module
@@ -21,10 +21,12 @@ __all__ = [
     "IntensityScale",
     "Pipeline",
     "Reference",
+    "Search",
     "Store",
     "build_reference",
     "coarse_view",
     "combine",
+    "default_memory",
     "digest_module",
     "feature_view",
     "label_view",

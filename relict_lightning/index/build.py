@@ -1,18 +1,19 @@
 """Building a reference, or finding it in the cache."""
 
 import logging
+import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-
 from relict_lightning.data import ImageSource
 from relict_lightning.errors import IndexCorruptError, RelictWarning
+from relict_lightning.index.approximate import ApproximateIndex, SearchReport, choose_kind
 from relict_lightning.index.chunks import Chunk, ChunkedRows, verify_all
 from relict_lightning.index.columns import VIEWS, Pipeline, SourceRows, derive
 from relict_lightning.index.contents import LABEL_MAPS, VOLUMES, Contents, Share, id_key, read_contents
@@ -28,6 +29,9 @@ from relict_lightning.processes import Processes
 
 _LOGGER = logging.getLogger(__name__)
 
+Search: TypeAlias = Literal["auto", "exact", "flat", "ivf_flat", "ivf_pq"]
+"""How vectors are searched; "auto" is exact unless they do not fit the memory."""
+
 Check: TypeAlias = Literal["full", "sampled"]
 """How a set is recognised: by the hash of every image, or of some, and by the names, sizes and dates of files."""
 
@@ -38,9 +42,14 @@ _VERIFIED_AT_ONCE = 1 << 30
 _ATTEMPTS = 8
 
 
+def default_memory() -> int:
+    """Return the memory that vectors may take: an eighth of the machine's, because a model is being trained in it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Where and how a reference is built; none of it changes what is found.
+    """Where and how a reference is built and searched; an exact search finds the same whatever they are.
 
     Attributes:
         cache_dir: Folder of the cache; None keeps everything in memory.
@@ -48,7 +57,8 @@ class BuildOptions:
         check: How a set that was built before is recognised.
         hash_ids: Whether ids and groups are kept as keyed hashes.
         num_workers: Processes that read ahead.
-        resident_bytes: Vectors of up to this size are kept in memory once they are searched.
+        search: How vectors are searched.
+        memory_bytes: Memory that the vectors of a view may take; they are kept there once they are searched.
         progress: Whether to show progress bars.
     """
 
@@ -57,8 +67,14 @@ class BuildOptions:
     check: Check = "full"
     hash_ids: bool = False
     num_workers: int = 0
-    resident_bytes: int = 1 << 32
+    search: Search = "auto"
+    memory_bytes: int = field(default_factory=default_memory)
     progress: bool = False
+
+    def kind_for(self, vectors: Rows) -> Literal["exact", "flat", "ivf_flat", "ivf_pq"]:
+        """Return how these vectors are searched."""
+        count, dimensions = vectors.shape
+        return choose_kind(count, dimensions, memory_bytes=self.memory_bytes) if self.search == "auto" else self.search
 
     @property
     def shows_progress(self) -> bool:
@@ -104,6 +120,7 @@ class _Built:
     """The columns of this process's share, where they came to lie, and how long they took."""
 
     columns: Mapping[str, list[Chunk]]
+    indexes: Mapping[str, ApproximateIndex]
     folder: Path | None
     was_there: bool
     seconds: float
@@ -134,7 +151,7 @@ def _build(source: ImageSource, pipeline: Pipeline, options: BuildOptions) -> Re
 
         def put() -> _Built:
             columns = derive(source, contents, share, workshop, scaled, progress=options.shows_progress)
-            return _put_into_place(contents, share, columns, scaled, workshop, started=started)
+            return _put_into_place(contents, share, columns, scaled, workshop, options, started=started)
 
         built = processes.together(put, doing=f"Encoding the {source.role} images")
         finished = True
@@ -169,12 +186,17 @@ def _put_into_place(
     columns: Mapping[str, list[Chunk]],
     pipeline: Pipeline,
     workshop: MemoryWorkshop | CacheWorkshop,
+    options: BuildOptions,
     *,
     started: float,
 ) -> _Built:
     """Put a share's columns into the folder of their fingerprint, unless it is there."""
+    vectors = {name: _vectors(columns[name], options) for name in VIEWS if columns.get(name)}
+    kinds = {name: kind for name, rows in vectors.items() if (kind := options.kind_for(rows)) != "exact"}
     if isinstance(workshop, MemoryWorkshop) or not share.numbers:
-        return _Built(columns=columns, folder=None, was_there=False, seconds=time.perf_counter() - started)
+        indexes = {name: ApproximateIndex.build(vectors[name], kind) for name, kind in kinds.items()}
+        seconds = time.perf_counter() - started
+        return _Built(columns=columns, indexes=indexes, folder=None, was_there=False, seconds=seconds)
     positions = share.positions(contents)
 
     def write(writer: EntryWriter) -> Mapping[str, object]:
@@ -184,6 +206,11 @@ def _put_into_place(
         writer.array("ranges", contents.ranges[positions])
         if contents.label_digests is not None:
             writer.array("label_digests", contents.label_digests[positions])
+        reports = {}
+        for name, kind in kinds.items():
+            index = ApproximateIndex.build(vectors[name], kind)
+            writer.file(_file_of(name), index.write)
+            reports[name] = asdict(index.report)
         return {
             "count": len(positions),
             "numbers": share.numbers,
@@ -194,17 +221,35 @@ def _put_into_place(
                 name: {"recipe": pipeline.recipe(name), "chunks": [_listed(chunk) for chunk in chunks]}
                 for name, chunks in columns.items()
             },
+            "search": reports,
             "seconds": time.perf_counter() - started,
         }
 
-    name = combine({**_parts(contents, pipeline), "numbers": share.numbers})
+    name = combine({**_parts(contents, pipeline), "numbers": share.numbers, "search": kinds})
     folder, was_there = workshop.finish(name, columns, write)
     entry = Entry(folder)
     kept = {column: [_moved(chunk, folder) for chunk in chunks] for column, chunks in columns.items()}
-    vectors = [chunk for view in VIEWS for chunk in kept[view]]
-    if sum(chunk.source.stat().st_size for chunk in vectors if isinstance(chunk.source, Path)) <= _VERIFIED_AT_ONCE:
-        verify_all(vectors)
-    return _Built(columns=kept, folder=folder, was_there=was_there, seconds=float(entry.manifest["seconds"]))
+    files = [chunk for view in VIEWS for chunk in kept[view]]
+    if sum(chunk.source.stat().st_size for chunk in files if isinstance(chunk.source, Path)) <= _VERIFIED_AT_ONCE:
+        verify_all(files)
+    indexes = {
+        name: ApproximateIndex.read(
+            entry.verified(_file_of(name)),
+            _vectors(kept[name], options),
+            SearchReport(**entry.manifest["search"][name]),
+        )
+        for name in kinds
+    }
+    seconds = float(entry.manifest["seconds"])
+    return _Built(columns=kept, indexes=indexes, folder=folder, was_there=was_there, seconds=seconds)
+
+
+def _file_of(view: str) -> str:
+    return f"{view}.faiss"
+
+
+def _vectors(chunks: Sequence[Chunk], options: BuildOptions) -> ChunkedRows:
+    return ChunkedRows(chunks, chunks[0].read().shape[1:], resident_bytes=options.memory_bytes)
 
 
 def _parts(contents: Contents, pipeline: Pipeline) -> dict[str, Any]:
@@ -251,8 +296,9 @@ def _reference(
     shapes = {name: shape for shapes, _ in answers for name, shape in shapes.items()}
     views = {}
     for name in VIEWS:
-        vectors = chunked(name, shapes[name], options.resident_bytes)
-        views[name] = SharedIndex(ExactIndex(vectors), held(vectors), processes)
+        vectors = chunked(name, shapes[name], options.memory_bytes)
+        index = built.indexes.get(name) or ExactIndex(vectors, device=pipeline.device)
+        views[name] = SharedIndex(index, held(index.vectors), processes)
     if pipeline.store == "reference":
         # Everybody reads the data set, so everybody has all images.
         stored = HeldRows(SourceRows(source, contents), np.arange(len(contents)), len(contents))

@@ -106,6 +106,10 @@ class Reference:
         """Return label maps, whoever holds them, `[p, *spatial]`, int64; all processes call this alike."""
         return self._fetched(self.label_maps, np.asarray(positions, dtype=np.int64)).astype(np.int64)
 
+    def fetch_vectors(self, view: str, positions: Array) -> Array:
+        """Return vectors of a view, whoever holds them, `[p, d]`; all processes call this alike."""
+        return self._fetched(self.views[view].vectors, np.asarray(positions, dtype=np.int64))
+
     def _fetched(self, rows: HeldRows, positions: Array) -> Array:
         held = rows.holds(positions)
         shares = self.processes.gather(

@@ -114,7 +114,7 @@ def test_a_stream_of_training_images_needs_a_training_set_beside_it(trainer, hea
     watching = ReplicaMonitor(num_samples=8, heldout=heads.heldout, cache_dir=tmp_path / "cache")
     stream = DataLoader(HeadStream(shape=(16, 16), count=20), batch_size=10)
 
-    with pytest.raises(ConfigurationError, match=r"HeadStream, which cannot be read by position.*Pass `training=`"):
+    with pytest.raises(ConfigurationError, match=r"trains from HeadStream, a stream.*Pass `ReplicaMonitor\(training="):
         trainer(watching).fit(copying(), stream)
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.errors import IndexCorruptError, IndexStaleError, InvalidImageError, RelictWarning
 from relict_lightning.index import IntensityScale, coarse_view, contents, feature_view, label_view, subset
+from relict_lightning.index.exact import ExactIndex
 
 GROUPS = ["anna", "ben", "ben", "cleo", "anna", "dora"]
 EVERYONE = np.arange(6)
@@ -397,3 +398,21 @@ def test_a_subset_keeps_ids_groups_and_vectors_of_its_images(tmp_path):
     np.testing.assert_array_equal(some.volumes(np.arange(3)), reference.volumes(chosen))
     np.testing.assert_array_equal(some.fetch_label_maps(np.arange(3)), reference.label_maps[chosen])
     assert some.feature.search(reference.feature.vectors[np.array([1])], 1)[1].tolist() == [[1]]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_an_approximate_search_is_kept_with_its_recall_and_finds_copies(tmp_path, cached):
+    images = _images(300)
+    options = {"groups": range(300), "search": "ivf_flat", "cache_dir": tmp_path if cached else None}
+
+    reference = _build(images, **options)
+    again = _build(images, **options)
+
+    assert reference.feature.index.report.kind == "ivf_flat"
+    assert reference.feature.index.report.recall >= 0.99
+    assert again.from_cache == cached
+    assert again.feature.index.report == reference.feature.index.report
+    everyone = np.arange(300)
+    positions = again.feature.search(again.feature.vectors[everyone], 1)[1]
+    assert (positions[:, 0] == everyone).mean() >= 0.99
+    assert isinstance(_build(images, groups=range(300)).feature.index, ExactIndex)

@@ -1,0 +1,74 @@
+"""Two and four processes that share a reference find what one finds, to the bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import shared_by_processes
+import torch
+
+import relict_lightning
+from relict_lightning.index import contents
+from relict_lightning.processes import Processes
+
+SCRIPT = Path(shared_by_processes.__file__)
+
+
+def _run(folder, count, images):
+    path = [str(Path(relict_lightning.__file__).parent.parent), str(SCRIPT.parent)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), str(count), str(folder), str(images)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors[-3000:]
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+def _assert_same(found, expected):
+    for where, hits in expected["hits"].items():
+        for name, arrays in hits.items():
+            for array, other in zip(found["hits"][where][name], arrays, strict=True):
+                assert torch.equal(array, other), (where, name)
+    assert str(found["said"]) == str(expected["said"])
+    assert str(found["loaded"]) == str(expected["loaded"])
+    assert all(torch.equal(one, other) for one, other in zip(found["pairs"], expected["pairs"], strict=True))
+
+
+# Copies among the training images are warned of.
+# 23 images are six chunks, the last one ragged; 9 are three, so that one of four processes has none.
+@pytest.mark.filterwarnings("ignore::relict_lightning.errors.RelictWarning")
+@pytest.mark.parametrize(("count", "images"), [(2, 23), (4, 23), (4, 9)], ids=["two", "four", "one of four empty"])
+def test_processes_that_share_find_what_one_finds(tmp_path, monkeypatch, count, images):
+    monkeypatch.setattr(contents, "chunk_rows", lambda _: 4)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "shared").mkdir()
+    expected = shared_by_processes.everything(Processes(), tmp_path / "alone", images)
+
+    reports = _run(tmp_path / "shared", count, images)
+
+    for report in reports:
+        _assert_same(report, expected)
+    assert expected["said"] == expected["loaded"]
+    assert {report["error"].split(":")[0] for report in reports[:-1]} == {"OtherProcessError"}
+    assert reports[-1]["error"] == "ZeroDivisionError: only here"
+
+
+def test_one_process_alone_is_the_default():
+    processes = Processes.current()
+
+    assert (processes.rank, processes.count, processes.is_first) == (0, 1, True)
+    assert processes.gather(lambda: 3, doing="Counting") == [3]
+    assert processes.together(lambda: 3, doing="Counting") == 3
