@@ -25,6 +25,7 @@ import numpy as np
 from relict_lightning.data import images_at, open_images
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, RelictWarning
+from relict_lightning.index import Check, Store
 from relict_lightning.report import write_private, write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair
 
@@ -45,6 +46,10 @@ class AuditSettings:
         pattern: Which files of the training and held-out folders, as a glob; None takes all that can be read.
         groups: What says the patient, as `ImageFolder` has it; None takes `bids` for folders.
         num_pairs: Pairs kept for rating, at least 1.
+        store: How images are kept for comparison, as `ReplicaDetector` has it; so are all that follow.
+        check: How a set that is in the cache is recognised.
+        hash_ids: Whether ids and patients are known by keyed hashes only.
+        num_workers: Processes that read ahead.
     """
 
     fdr: float = 0.05
@@ -53,6 +58,10 @@ class AuditSettings:
     pattern: str | None = None
     groups: str | None = None
     num_pairs: int = 100
+    store: Store = "float16"
+    check: Check = "full"
+    hash_ids: bool = False
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         """Check what the detector does not."""
@@ -114,6 +123,10 @@ def run_audit(
             fdr=settings.fdr,
             transforms=settings.transforms,
             cache_dir=cache_dir,
+            store=settings.store,
+            check=settings.check,
+            hash_ids=settings.hash_ids,
+            num_workers=settings.num_workers,
             progress=announce is not None,
         )
         where: dict[str, Any] = {"pattern": settings.pattern, "groups": settings.groups}

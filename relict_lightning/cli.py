@@ -60,6 +60,31 @@ class Transforms(str, enum.Enum):
         return "default" if self is Transforms.DEFAULT else "none"
 
 
+class Storage(str, enum.Enum):
+    """How images are kept for comparison."""
+
+    FLOAT16 = "float16"
+    UINT8 = "uint8"
+    REFERENCE = "reference"
+
+
+class Check(str, enum.Enum):
+    """How a set that is in the cache is recognised."""
+
+    FULL = "full"
+    SAMPLED = "sampled"
+
+
+Stored = Annotated[
+    Storage, typer.Option(help="How images are kept: float16, uint8 (half the space), or reference (read again).")
+]
+Checked = Annotated[
+    Check,
+    typer.Option(help="How a known set is recognised: by all images (full), or some and the files' dates (sampled)."),
+]
+Workers = Annotated[int, typer.Option(help="Processes that read images ahead.")]
+HashIds = Annotated[bool, typer.Option("--hash-ids", help="Know ids and patients by keyed hashes only.")]
+
 Alterations = Annotated[
     Transforms, typer.Option(help="Whether to look through mirroring and displacement (default) or not (none).")
 ]
@@ -103,7 +128,11 @@ def audit(
     groups: Groups = None,
     pattern: Pattern = None,
     pairs: Annotated[int, typer.Option(help="Pairs kept for experts to rate.")] = 100,
+    store: Stored = Storage.FLOAT16,
+    check: Checked = Check.FULL,
+    num_workers: Workers = 0,
     *,
+    hash_ids: HashIds = False,
     show_ids: Annotated[
         bool, typer.Option("--show-ids", help="Name the matched training images and patients in verdicts and report.")
     ] = False,
@@ -112,7 +141,16 @@ def audit(
     from relict_lightning.audit import PAIRS, REPORT, SUMMARY, VERDICTS, AuditSettings, run_audit
 
     settings = AuditSettings(
-        fdr=fdr, top_k=top_k, transforms=transforms.literal, pattern=pattern, groups=groups, num_pairs=pairs
+        fdr=fdr,
+        top_k=top_k,
+        transforms=transforms.literal,
+        pattern=pattern,
+        groups=groups,
+        num_pairs=pairs,
+        store=store.value,
+        check=check.value,
+        hash_ids=hash_ids,
+        num_workers=num_workers,
     )
     finished = run_audit(
         generated,
@@ -147,13 +185,42 @@ def index(
     transforms: Alterations = Transforms.DEFAULT,
     groups: Groups = None,
     pattern: Pattern = None,
+    store: Stored = Storage.FLOAT16,
+    check: Checked = Check.FULL,
+    num_workers: Workers = 0,
+    duplicates: Annotated[
+        Path | None, typer.Option(help="CSV file for pairs of images that are in the data sets twice. It names them.")
+    ] = None,
+    *,
+    hash_ids: HashIds = False,
 ) -> None:
-    """Build the index of a training set, or find it in the cache."""
+    """Build the index of a training set, or find it in the cache. `torchrun` shares the work among processes."""
     from relict_lightning.audit import AuditSettings
     from relict_lightning.prebuild import prebuild_index
+    from relict_lightning.processes import launched
+    from relict_lightning.report.private_file import write_private
 
-    settings = AuditSettings(top_k=top_k, transforms=transforms.literal, pattern=pattern, groups=groups)
-    ready = prebuild_index(training=training, heldout=heldout, cache_dir=cache_dir, settings=settings, progress=True)
+    settings = AuditSettings(
+        top_k=top_k,
+        transforms=transforms.literal,
+        pattern=pattern,
+        groups=groups,
+        store=store.value,
+        check=check.value,
+        hash_ids=hash_ids,
+        num_workers=num_workers,
+    )
+    with launched() as processes:
+        ready = prebuild_index(
+            training=training,
+            heldout=heldout,
+            cache_dir=cache_dir,
+            settings=settings,
+            progress=True,
+            processes=processes,
+        )
+        if not processes.is_first:
+            return
     for note in ready.notes:
         _progress(f"Note: {note}")
     if ready.built:
@@ -163,6 +230,14 @@ def index(
     shape = " x ".join(str(side) for side in ready.image_shape)
     typer.echo(f"Training: {ready.training_images} images of {ready.training_patients} patients, each {shape}.")
     typer.echo(f"Held out: {ready.heldout_images} images, {ready.heldout_patients} patients used.")
+    found = ready.audit
+    bitwise = sum(pair.is_bitwise for pair in found.duplicates)
+    typer.echo(
+        f"Twice: {len(found.duplicates)} pairs of training images that are nearly equal, {bitwise} of them bit by bit; "
+        f"{len(found.leaks)} held-out images that nearly equal a training image."
+    )
+    if duplicates is not None:
+        typer.echo(f"Pairs: {write_private(duplicates, found.to_frame().to_csv(index=False))}")
     typer.echo(f"Cache: {cache_dir.absolute()}, {ready.megabytes:.1f} MB. It holds patient data and is local.")
 
 

@@ -3,6 +3,7 @@
 What is in the training set twice is what a model memorizes first. A held-out image that is a training image in disguise
 makes copies look ordinary. Every image is looked up among those of all other patients, in the views that samples are
 looked up in, and judged as samples are: by how much nearer its nearest image lies than those of five more patients.
+Images are looked up as they are, so a second copy that was mirrored, or moved by more than a coarse voxel, is missed.
 """
 
 from collections.abc import Iterator
@@ -72,13 +73,20 @@ class TrainingAudit:
 
 
 def find_duplicates(training: Reference) -> tuple[DuplicatePair, ...]:
-    """Return pairs of near-duplicates of different patients, the most alike first.
+    """Return pairs of near-duplicates of different patients, and of bitwise copies of anyone, the most alike first.
 
     Where several processes share the reference, all of them call this.
     """
     found = _resembling(training, training)
+    digests = training.item_digests
     # A pair that is found from both sides is one pair.
-    return _described(sorted({(min(pair), max(pair)): found[pair] for pair in sorted(found)}.items()), training, training)
+    pairs = {(min(pair), max(pair)): found[pair] for pair in sorted(found) if digests[pair[0]] != digests[pair[1]]}
+    # Bitwise copies may have been merged into one patient, whose images are not compared with each other.
+    first_of: dict[str, int] = {}
+    for position, digest in enumerate(digests):
+        if (first := first_of.setdefault(digest, position)) != position:
+            pairs[first, position] = (1.0, 1.0)
+    return _described(sorted(pairs.items()), training, training)
 
 
 def find_leaks(heldout: Reference, training: Reference) -> tuple[DuplicatePair, ...]:

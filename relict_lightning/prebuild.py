@@ -9,6 +9,7 @@ from relict_lightning.audit import AuditSettings, relict_warnings
 from relict_lightning.data import images_at
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.duplicates import TrainingAudit
+from relict_lightning.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,13 @@ class Prebuilt:
 
 
 def prebuild_index(
-    *, training: Path, heldout: Path | None, cache_dir: Path, settings: AuditSettings, progress: bool = False
+    *,
+    training: Path,
+    heldout: Path | None,
+    cache_dir: Path,
+    settings: AuditSettings,
+    progress: bool = False,
+    processes: Processes | None = None,
 ) -> Prebuilt:
     """Build the index of a training set and its control in a cache, or find them there.
 
@@ -53,6 +60,7 @@ def prebuild_index(
         cache_dir: The cache; created when missing. It holds patient data.
         settings: What the control depends on; an audit with the same settings finds it again.
         progress: Whether to show progress bars.
+        processes: Who shares the work; None builds alone.
 
     Raises:
         RelictError: If images cannot be read or compared.
@@ -64,8 +72,16 @@ def prebuild_index(
         known = images_at(training, **where)
         others = None if heldout is None else images_at(heldout, **where)
         detector = ReplicaDetector(
-            top_k=settings.top_k, transforms=settings.transforms, cache_dir=cache_dir, progress=progress
+            top_k=settings.top_k,
+            transforms=settings.transforms,
+            cache_dir=cache_dir,
+            store=settings.store,
+            hash_ids=settings.hash_ids,
+            num_workers=settings.num_workers,
+            check=settings.check,
+            progress=progress,
         )
+        detector.share(processes or Processes())
         detector.fit(known, others)
         twice = detector.audit_training()
     return Prebuilt(

@@ -5,7 +5,9 @@ others at the next exchange, wherever they are by then, and none is left waiting
 """
 
 import datetime as dt
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, final
 
 import torch
@@ -112,6 +114,20 @@ class Processes:
             self._told = _failed_elsewhere(doing)
             raise self._told
         return [value for _, value in received]
+
+
+@contextmanager
+def launched() -> Iterator[Processes]:
+    """Return a context with the processes that `torchrun` has started; with this one alone where it has not."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    starts = count > 1 and "MASTER_ADDR" in os.environ and not torch.distributed.is_initialized()
+    if starts:
+        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Processes.current()
+    finally:
+        if starts:
+            torch.distributed.destroy_process_group()
 
 
 def _failed_elsewhere(doing: str) -> OtherProcessError:

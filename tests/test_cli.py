@@ -1,6 +1,9 @@
 import json
+import os
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +114,45 @@ def test_index_builds_once_and_reuses_it_afterwards(sets, tmp_path):
         assert "Training: 12 images of 12 patients, each 1 x 32 x 32." in result.stdout
         assert "Held out: 50 images, 50 patients used." in result.stdout
         assert re.search(r"\d\.\d MB", result.stdout)
+
+
+def test_index_finds_images_that_are_in_the_data_twice(tmp_path):
+    heads = simulate_heads(50, shape=(24, 24)).images.numpy()
+    training, heldout = heads[:20].copy(), heads[20:].copy()
+    training[7] = training[2] + 0.002
+    heldout[3] = training[5] + 0.002
+    np.save(tmp_path / "training.npy", training)
+    np.save(tmp_path / "heldout.npy", heldout)
+
+    result = _run(
+        *("index", "--training", tmp_path / "training.npy", "--heldout", tmp_path / "heldout.npy"),
+        *("--cache-dir", tmp_path / "c", "--duplicates", tmp_path / "twice.csv", "--store", "uint8", "--hash-ids"),
+    )
+
+    assert "Twice: 1 pairs of training images that are nearly equal, 0 of them bit by bit; 1 held-out" in result.stdout
+    rows = [line.split(",") for line in (tmp_path / "twice.csv").read_text().splitlines()[1:]]
+    assert [row[:3] for row in rows] == [["duplicate", "2", "7"], ["leak", "3", "5"]]
+    assert "training-2" not in (tmp_path / "twice.csv").read_text()
+    assert stat.S_IMODE((tmp_path / "twice.csv").stat().st_mode) == 0o600
+
+
+def test_two_processes_build_one_index(sets, tmp_path):
+    arguments = ["index", "--training", sets["training"], "--heldout", sets["heldout"], "--cache-dir", tmp_path / "c"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    shared = subprocess.run(
+        [*launcher, "-m", "relict_lightning.cli", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    alone = _run(*arguments)
+
+    assert shared.returncode == 0, shared.stderr[-2000:]
+    assert shared.stdout.count("Built in ") == 1
+    assert alone.stdout.splitlines()[1:-1] == shared.stdout.splitlines()[1:-1]
 
 
 def test_rating_and_calibration_follow_from_an_audit(audited, tmp_path):

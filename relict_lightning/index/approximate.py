@@ -34,8 +34,8 @@ _GATHERED, _ADDED = 2**14, 2**15
 _BITS, _FEWEST = 8, 2**8
 # FAISS asks for 39 training vectors per centre; both kinds of centres get a few more.
 _PER_LIST, _PER_QUANTIZER = 50, 2**14
-# Numbers of a vector that share a byte.
-_PART = 4
+# At most so many numbers of a vector share a byte, and fewer where a vector would get fewer bytes than this.
+_PART, _FEWEST_BYTES = 4, 32
 # By the tenth iteration of k-means on 4 numbers the error falls by less than 1 % each.
 _ITERATIONS = 10
 # Queries that recall is measured with, at most, and their similarity to the vectors that they are copies of.
@@ -322,10 +322,9 @@ def _prepare(clustering: Any, *, seed: int) -> None:
 
 
 def _parts(dimensions: int) -> int:
-    """Return into how many parts vectors are cut: the fewest of equal length, with at most 4 numbers each."""
-    return next(
-        parts for parts in range(-(-dimensions // _PART), dimensions + 1) if parts > 0 and dimensions % parts == 0
-    )
+    """Return into how many parts of equal length vectors are cut, each of which becomes a byte."""
+    fewest = max(1, -(-dimensions // _PART), min(dimensions, _FEWEST_BYTES))
+    return next(parts for parts in range(fewest, dimensions + 1) if dimensions % parts == 0)
 
 
 def _pieces(vectors: Rows) -> Iterator[Array]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+
 from relict_lightning.data import ImageSource
 from relict_lightning.errors import IndexCorruptError, RelictWarning
 from relict_lightning.index.approximate import ApproximateIndex, SearchReport, choose_kind
