@@ -1,9 +1,9 @@
 """Measures what the cache saves: fits one detector twice with one cache folder.
 
 The second fit reads every image once and hashes it, because only that shows that the data are the ones that were
-indexed; it hashes every file of the cache as well, before any of them is parsed. So it can be no faster than reading
-and hashing, whatever the encoder costs, and its share of the first fit falls as the encoder grows. The default encoder
-is the least favourable case. Bar: the second fit takes less than 5 % of the first.
+indexed; it verifies the vectors as well. So it can be no faster than reading and hashing, whatever the encoder costs,
+and its share of the first fit falls as the encoder grows. The default encoder is the least favourable case. Bar: the
+second fit takes less than 5 % of the first.
 
 The bar is for images in memory. For data that are slow to read, the second fit is bounded by reading and hashing them
 once, which the first fit does as well: the ratio is then the share of reading in the first fit, and the cache saves
