@@ -26,7 +26,6 @@ from relict_lightning.index import (
     feature_view,
     label_view,
     merge_hits,
-    subset,
 )
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -201,8 +200,9 @@ def balanced_distances(queries: Queries, training: Reference, heldout: Reference
     for reference in (training, heldout):
         _, first_of_group = np.unique(reference.group_codes, return_index=True)
         drawn = np.random.default_rng(0).permutation(first_of_group)[:groups]
-        some = subset(reference, np.sort(drawn).tolist())
-        found, _ = some.feature.search(queries.feature.reshape(-1, queries.feature.shape[2]), 1)
+        found, _ = reference.feature.selected(np.sort(drawn)).search(
+            queries.feature.reshape(-1, queries.feature.shape[2]), 1
+        )
         nearest = found.reshape(len(queries.mirrors), len(queries)).max(axis=0)
         distances.append(np.sqrt(np.maximum(2 - 2 * nearest, 0)))
     return distances[0], distances[1]

@@ -137,6 +137,7 @@ def _build(source: ImageSource, pipeline: Pipeline, options: BuildOptions) -> Re
         recollection = processes.together(
             lambda: _recollection(source, pipeline, options), doing=f"Reading the {source.role} images"
         )
+        remembered = None if recollection is None else recollection.entry()
         contents, share = read_contents(
             source,
             workshop,
@@ -144,7 +145,7 @@ def _build(source: ImageSource, pipeline: Pipeline, options: BuildOptions) -> Re
             keep_labels=pipeline.segment is None,
             id_key=key,
             processes=processes,
-            remembered=None if recollection is None else recollection.entry(),
+            remembered=remembered,
             num_workers=options.num_workers,
             progress=options.shows_progress,
         )
@@ -159,7 +160,7 @@ def _build(source: ImageSource, pipeline: Pipeline, options: BuildOptions) -> Re
     finally:
         if isinstance(workshop, CacheWorkshop):
             workshop.close(finished=finished)
-    if recollection is not None and built.folder is not None and not built.was_there:
+    if recollection is not None and remembered is None and built.folder is not None:
         recollection.keep(built.folder)
     reference = _reference(source, contents, share, built, scaled, options)
     _say(reference, built, source.role)

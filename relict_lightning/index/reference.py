@@ -14,7 +14,7 @@ from relict_lightning.index.durable import write_array
 from relict_lightning.index.entry import Entry, EntryWriter
 from relict_lightning.index.exact import ExactIndex
 from relict_lightning.index.fingerprint import combine
-from relict_lightning.index.rows import Array, MemoryRows
+from relict_lightning.index.rows import Array
 from relict_lightning.index.sharing import HeldRows, SelectedRows, SharedIndex
 from relict_lightning.index.volumes import IntensityScale, restore
 from relict_lightning.processes import Processes
@@ -139,12 +139,6 @@ def subset(reference: Reference, positions: Sequence[int]) -> Reference:
         here = np.flatnonzero(rows.holds(chosen))
         return HeldRows(SelectedRows(rows, chosen[here]), here, len(chosen))
 
-    views = {}
-    for name, view in reference.views.items():
-        selected = held(view.vectors)
-        vectors = MemoryRows(selected.rows[np.arange(len(selected.rows))])
-        kept = HeldRows(vectors, selected.positions, len(chosen))
-        views[name] = SharedIndex(ExactIndex(vectors), kept, reference.processes)
     return Reference(
         ids=tuple(reference.ids[position] for position in chosen),
         groups=tuple(groups),
@@ -152,7 +146,7 @@ def subset(reference: Reference, positions: Sequence[int]) -> Reference:
         digests=reference.digests[chosen],
         ranges=reference.ranges[chosen],
         scale=reference.scale,
-        views=views,
+        views={name: view.selected(chosen) for name, view in reference.views.items()},
         stored=held(reference.stored),
         label_maps=held(reference.label_maps),
         fingerprint=combine({"of": reference.fingerprint, "positions": chosen.tolist()}),

@@ -9,6 +9,7 @@ from typing import final
 
 import numpy as np
 
+from relict_lightning.index.exact import ExactIndex
 from relict_lightning.index.rows import Array, Rows
 from relict_lightning.index.search import VectorIndex, merge_hits
 from relict_lightning.processes import Processes
@@ -104,6 +105,13 @@ class SharedIndex:
     def __len__(self) -> int:
         """Return the number of vectors in the whole set."""
         return len(self.vectors)
+
+    def selected(self, positions: Array) -> "SharedIndex":
+        """Return an index of some of the vectors, whose positions count these; it reads from this one's."""
+        chosen = np.asarray(positions, dtype=np.int64)
+        here = np.flatnonzero(self.vectors.holds(chosen))
+        rows = SelectedRows(self.vectors, chosen[here])
+        return SharedIndex(ExactIndex(rows), HeldRows(rows, here, len(chosen)), self._processes)
 
     def search(self, queries: Array, k: int, *, codes: Array | None = None) -> tuple[Array, Array]:
         """Return the `k` most similar vectors of each query, most similar first.

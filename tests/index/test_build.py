@@ -334,7 +334,8 @@ def test_a_sampled_check_reads_a_sample_and_a_full_one_everything(tmp_path, monk
             reads.append(index)
             return images[index]
 
-    built = _build(Watched(), groups=range(100), cache_dir=tmp_path, check="sampled")
+    built = _build(Watched(), groups=range(100), cache_dir=tmp_path)
+    _build(Watched(), groups=range(100), cache_dir=tmp_path, check="sampled")
     reads.clear()
 
     found = _build(Watched(), groups=range(100), cache_dir=tmp_path, check="sampled")
