@@ -1,411 +1,371 @@
-"""Approximate search, by FAISS, for vectors that do not fit the memory: candidates first, then exact similarities.
+"""Approximate search: FAISS proposes, a dot product in double precision decides. The only module that knows FAISS.
 
-A compressed copy of the vectors names `k * oversampling` candidates of each query. Their vectors are then read from
-where they lie, and decide by exact similarity, as every index does. So a similarity is never approximate; what can
-happen is that a hit is missed. How often is measured when the index is built: `ApproximateSettings.recall`.
-
-- `flat`: an uncompressed copy, all of it compared. No faster than exact search; there to compare with.
-- `ivf_flat`: an uncompressed copy in cells, of which the nearest `nprobe` are compared. Takes more memory than the
-  vectors themselves.
-- `ivf_pq`: the same with each vector compressed to `code_bytes` by product quantization, about a 14th of its size.
+An index of FAISS returns some candidates per query, from compressed vectors or from a part of them. Their similarities
+are then computed from the vectors themselves, as `pair_similarity` defines them. So every similarity that comes back is
+exact, to the bit, and approximate is one thing alone: a hit can be missed. How often that happens is measured when an
+index is built, and kept in its `SearchReport`.
 """
 
-import dataclasses
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final, get_args
 
 import faiss
 import numpy as np
 
-from relict_lightning.errors import ConfigurationError, IndexCorruptError, IndexStaleError, RelictWarning
+from relict_lightning.errors import CacheWriteError, ConfigurationError, IndexCorruptError, RelictWarning
 from relict_lightning.index.exact import ExactIndex
 from relict_lightning.index.rows import Array, Rows
 from relict_lightning.index.search import BestHits, VectorIndex, pair_similarity
 
-ApproximateKind: TypeAlias = Literal["flat", "ivf_flat", "ivf_pq"]
-Kind: TypeAlias = Literal["exact", "flat", "ivf_flat", "ivf_pq"]
+Kind: TypeAlias = Literal["flat", "ivf_flat", "ivf_pq"]
+"""What FAISS holds: all vectors; all vectors, in lists; or the vectors in lists, compressed to a sixteenth."""
 
-# Below this many vectors exact search takes milliseconds wherever they lie, and cells cannot be trained well.
-_WORTH_APPROXIMATING = 2**16
-# How many numbers share a byte of a code, the least compressed first.
-_NUMBERS_PER_BYTE = (4, 8, 16, 32)
-# FAISS keeps a position with every code, and learns 256 values of each byte.
-_POSITION_BYTES, _VALUES = 8, 256
-_TRAINING_PER_CELL, _LEAST_TRAINING = 64, 2**16
-_BLOCK = 2**15
-# A copy that a generative model makes of a training image has about this similarity to it, or more.
-_COPY_SIMILARITY = 0.9
-_NEIGHBORS = 5
-_FIRST_PROBES = 4
-# Beyond this share of the cells, exact search is as fast.
-_MOST_PROBES = 0.25
-# Candidates of a query that lacks hits are multiplied by this, up to so many; then exact search answers it.
-_MORE, _MOST_CANDIDATES = 8, 2**13
-
-
-@dataclass(frozen=True, kw_only=True)
-class ApproximateSettings:
-    """How an index was built, and what it finds.
-
-    Attributes:
-        kind: Which of FAISS's indexes.
-        nlist: Number of cells; 1 for `flat`.
-        nprobe: Number of cells compared with a query.
-        code_bytes: Bytes that a vector takes, without its position.
-        oversampling: Candidates read per hit wanted.
-        recall: Share of planted copies (a stored vector plus noise, similarity about 0.9) of which the nearest vector
-            was found, in [0, 1].
-        neighbor_recall: Share of the 5 nearest other vectors of stored vectors that were found, in [0, 1].
-        sample_size: Number of stored vectors that both were measured on.
-    """
-
-    kind: ApproximateKind
-    nlist: int
-    nprobe: int
-    code_bytes: int
-    oversampling: int
-    recall: float
-    neighbor_recall: float
-    sample_size: int
+# Candidates per hit wanted. Compressed vectors order near neighbours roughly, but seldom push one behind so many.
+_OVERSAMPLING = 20
+# Above this share of all vectors, reading candidates one by one costs more than reading everything in order.
+_LARGEST_SHARE = 8
+# Vectors read at once to compute similarities, and to be added.
+_GATHERED, _ADDED = 2**14, 2**15
+# A product quantiser tells 256 values of each part of a vector apart, and cannot be trained on fewer vectors.
+_BITS, _FEWEST = 8, 2**8
+# FAISS asks for 39 training vectors per centre; both kinds of centres get a few more.
+_PER_LIST, _PER_QUANTIZER = 50, 2**14
+# At most so many numbers of a vector share a byte, and fewer where a vector would get fewer bytes than this.
+_PART, _FEWEST_BYTES = 4, 32
+# By the tenth iteration of k-means on 4 numbers the error falls by less than 1 % each.
+_ITERATIONS = 10
+# Queries that recall is measured with, at most, and their similarity to the vectors that they are copies of.
+_SAMPLED, _CLOSENESS = 128, 0.9
+# Vectors whose random sums are the noise of those queries.
+_SPREAD = 1024
 
 
-def choose_kind(count: int, dimensions: int, *, memory_budget_bytes: int) -> Kind:
-    """Return which index suits vectors that a search may take so much memory for.
+def choose_kind(count: int, dimensions: int, *, memory_bytes: int) -> Literal["exact", "flat", "ivf_flat", "ivf_pq"]:
+    """Return how vectors should be searched: exactly while they fit into memory, compressed beyond.
 
-    Exact search is right, needs nothing built, and runs at the speed of a matrix product as long as the vectors stay in
-    memory, so it is chosen whenever they fit. When they do not, an index of uncompressed vectors does not either, so
-    only `ivf_pq` helps, with the largest code that fits. When not even the smallest does, exact search reads the vectors
-    block by block from where they lie: slow, and right. `flat` and `ivf_flat` are never chosen.
+    "flat" and "ivf_flat" are never chosen, only built for who asks for them. Both hold every vector in full, so they
+    need the memory that exact search needs; "flat" is slower than exact search, and "ivf_flat" trades hits for speed
+    where speed is no trouble yet.
 
     Args:
         count: Number of vectors.
         dimensions: Numbers in each.
-        memory_budget_bytes: Memory that vectors or index may take.
+        memory_bytes: What float32 vectors may take.
 
-    Raises:
-        ConfigurationError: If an argument is negative, or vectors have no numbers.
-
-    Example:
-        >>> choose_kind(1_000_000, 512, memory_budget_bytes=4 * 2**30)
-        'exact'
-        >>> choose_kind(10_000_000, 512, memory_budget_bytes=4 * 2**30)
-        'ivf_pq'
-    """
-    if count < 0 or dimensions < 1 or memory_budget_bytes < 0:
-        raise ConfigurationError(
-            f"Expected count >= 0, dimensions >= 1 and memory_budget_bytes >= 0, got {count}, {dimensions} and "
-            f"{memory_budget_bytes}."
-        )
-    if count < _WORTH_APPROXIMATING or 4 * count * dimensions <= memory_budget_bytes:
-        return "exact"
-    fits = largest_code_bytes(count, dimensions, memory_budget_bytes=memory_budget_bytes) is not None
-    return "ivf_pq" if fits else "exact"
-
-
-def largest_code_bytes(count: int, dimensions: int, *, memory_budget_bytes: int) -> int | None:
-    """Return the largest code of `ivf_pq` that fits, in bytes a vector, or `None` if none does.
+    Returns:
+        "exact" or "ivf_pq". It is "exact" as well for vectors too few to be compressed.
 
     Example:
-        >>> largest_code_bytes(10_000_000, 256, memory_budget_bytes=2**30)
-        64
+        >>> choose_kind(100_000, 512, memory_bytes=2**32), choose_kind(10_000_000, 256, memory_bytes=2**32)
+        ('exact', 'ivf_pq')
     """
-    learned = 4 * dimensions * (_cells(count) + _VALUES)
-    for numbers in _NUMBERS_PER_BYTE:
-        code_bytes = math.ceil(dimensions / numbers)
-        if count * (code_bytes + _POSITION_BYTES) + learned <= memory_budget_bytes:
-            return code_bytes
-    return None
+    fits = 4 * count * dimensions <= memory_bytes
+    return "exact" if fits or count < _FEWEST else "ivf_pq"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchReport:
+    """How an approximate index was set up, and what it finds.
+
+    Attributes:
+        kind: What FAISS holds.
+        lists: Number of lists that the vectors are divided into; 0 without lists.
+        probes: Number of lists that are looked through for each query; 0 without lists.
+        code_bytes: Bytes that a vector takes, beside the 8 of its position in a list.
+        recall: Share of sampled queries whose most similar vector was found, in [0, 1].
+        sampled: Number of these queries: copies of stored vectors, with noise, at a similarity of 0.9.
+    """
+
+    kind: Kind
+    lists: int
+    probes: int
+    code_bytes: int
+    recall: float
+    sampled: int
 
 
 @final
 class ApproximateIndex(VectorIndex):
-    """Compares every query with the vectors that a FAISS index names, exactly.
-
-    A search finds `k` hits, or all there are: a query whose candidates do not suffice (vectors of too few groups, or
-    cells with too few vectors) gets more of them, and is answered by exact search in the end. `range_search` does the
-    same for a query all of whose candidates lie above the threshold. Both can miss hits that are no candidates.
+    """Compares every query exactly with the vectors that FAISS proposes; made by `build` or `read`.
 
     Args:
-        vectors: `[m, d]`, float32, of length 1 or zero. Candidates are read from here.
-        index: FAISS index of the same vectors, by inner product.
-        settings: How it was built.
+        vectors: `[m, d]`, float32, of length 1 or zero.
+        proposer: The index of FAISS over the same vectors.
+        report: How it was set up.
 
     Raises:
-        IndexStaleError: If index and vectors differ in number or dimensions.
         ConfigurationError: If `vectors` does not hold one vector per image.
+        IndexCorruptError: If the index of FAISS does not belong to the vectors, or to the report.
+
+    Example:
+        >>> import numpy as np
+        >>> from relict_lightning.index.rows import MemoryRows
+        >>> index = ApproximateIndex.build(MemoryRows(np.eye(3, dtype=np.float32)), "ivf_flat")
+        >>> similarity, positions = index.search(np.array([[0.0, 0.6, 0.8]]), 2)
+        >>> positions, index.report.recall
+        (array([[2, 1]]), 1.0)
     """
 
-    def __init__(self, vectors: Rows, index: "faiss.Index", settings: ApproximateSettings) -> None:
+    def __init__(self, vectors: Rows, proposer: Any, report: SearchReport) -> None:
         super().__init__(vectors)
-        # Product quantization wants a multiple of the code's bytes; zeros fill up.
-        if int(index.ntotal) != len(self) or not 0 <= int(index.d) - self.dimensions < max(1, settings.code_bytes):
-            raise IndexStaleError(
-                f"The index holds {int(index.ntotal)} vectors of {int(index.d)} numbers, but there are {len(self)} of "
-                f"{self.dimensions}. Delete its folder and build it again."
+        found = (proposer.ntotal, proposer.d, _lists(proposer), _code_bytes(proposer))
+        expected = (len(self), self.dimensions, report.lists, report.code_bytes)
+        if found != expected or proposer.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise IndexCorruptError(
+                f"The search index holds {found[0]} vectors of {found[1]} numbers, in {found[2]} lists and {found[3]} "
+                f"bytes each, but {expected[0]} of {expected[1]}, in {expected[2]} lists and {expected[3]} bytes, are "
+                f"expected. Delete its folder and build it again."
             )
-        self._index = index
-        self.settings = settings
-        self._probe(settings.nprobe)
+        self.report = report
+        self._proposer = proposer
+        if report.lists:
+            proposer.nprobe = report.probes
+        self._exact = ExactIndex(vectors)
 
     @classmethod
-    def build(
-        cls,
-        vectors: Rows,
-        kind: ApproximateKind,
-        *,
-        code_bytes: int | None = None,
-        oversampling: int = 20,
-        target_recall: float = 0.99,
-        sample_size: int = 200,
-        seed: int = 0,
-    ) -> "ApproximateIndex":
-        """Return an index of vectors, read block by block.
+    def build(cls, vectors: Rows, kind: Kind, *, seed: int = 0, target_recall: float = 0.99) -> "ApproximateIndex":
+        """Return an index of vectors, which are read block by block.
 
-        Cells and codes are learned from a sample of the vectors. Then planted copies are looked up, and more cells are
-        compared with each query until enough of the copies are found, or a quarter of all cells is compared.
+        As many lists are looked through as the target asks for: one at first, then twice as many each time, up to all.
+        If even that misses the target, a warning says so; the report holds what was reached.
 
         Args:
             vectors: `[m, d]`, float32, of length 1 or zero.
-            kind: Which of FAISS's indexes.
-            code_bytes: Bytes a vector takes in `ivf_pq`; by default one for every 4 numbers.
-            oversampling: Candidates read per hit wanted, at least 1.
-            target_recall: Share of planted copies to be found, in [0, 1].
-            sample_size: Number of stored vectors to measure on, at least 1.
-            seed: What the samples are drawn by.
+            kind: What FAISS holds. "flat" and "ivf_flat" take as much memory as the vectors; "ivf_pq" takes about a
+                sixteenth, and while it is built a bounded sample of the vectors more.
+            seed: Chooses the vectors to train on, those to measure recall with, and their noise.
+            target_recall: Share of planted copies whose most similar vector shall be found, above 0, at most 1.
 
         Raises:
-            ConfigurationError: If an argument lies outside its range, or there are too few vectors.
-
-        Warns:
-            RelictWarning: If fewer copies are found than `target_recall` asks for.
+            ConfigurationError: If `vectors` does not hold one vector per image, or too few to train with; if there is
+                no such `kind`; or if `target_recall` lies outside (0, 1].
         """
-        code_bytes = _checked_code_bytes(vectors, kind, code_bytes)
-        for name, value in (("oversampling", oversampling), ("sample_size", sample_size)):
-            if value < 1:
-                raise ConfigurationError(f"Expected {name} of at least 1, got {value}.")
-        if not 0 <= target_recall <= 1:
-            raise ConfigurationError(f"A recall lies in [0, 1], but target_recall={target_recall}.")
-        index = _trained(vectors, kind, code_bytes=code_bytes, seed=seed)
-        for _, block in vectors.blocks():
-            for begin in range(0, len(block), _BLOCK):
-                index.add(_filled_up(block[begin : begin + _BLOCK], int(index.d)))
-        settings = ApproximateSettings(
+        if kind not in get_args(Kind):
+            raise ConfigurationError(f"An index is one of {', '.join(get_args(Kind))}, but kind={kind!r}.")
+        if not 0.0 < target_recall <= 1.0:
+            raise ConfigurationError(f"target_recall is a share above 0, at most 1, but got {target_recall}.")
+        if len(vectors.shape) != 2:
+            raise ConfigurationError(f"An index needs vectors [m, d], but got shape {list(vectors.shape)}.")
+        generator = np.random.default_rng(seed)
+        proposer = _trained(vectors, kind, generator)
+        for block in _pieces(vectors):
+            proposer.add(block)
+        report = SearchReport(
             kind=kind,
-            nlist=1 if kind == "flat" else int(index.nlist),
-            nprobe=1,
-            code_bytes=code_bytes,
-            oversampling=oversampling,
-            recall=math.nan,
-            neighbor_recall=math.nan,
-            sample_size=0,
+            lists=_lists(proposer),
+            probes=min(1, _lists(proposer)),
+            code_bytes=_code_bytes(proposer),
+            recall=1.0,
+            sampled=0,
         )
-        built = cls(vectors, index, settings)
-        built._calibrate(target_recall, sample_size=sample_size, seed=seed)
-        return built
+        queries = _planted_copies(vectors, generator)
+        largest = ExactIndex(vectors).search(queries, 1)[0]
+        while True:
+            index = cls(vectors, proposer, report)
+            # Equally similar vectors are equally right, wherever they stand.
+            found = index.search(queries, 1)[0] == largest
+            report = replace(report, recall=float(found.mean()) if found.size else 1.0, sampled=len(queries))
+            if report.recall >= target_recall or report.probes == report.lists:
+                break
+            report = replace(report, probes=min(2 * report.probes, report.lists))
+        index = cls(vectors, proposer, report)
+        if index.report.recall < target_recall:
+            warnings.warn(
+                f"The search index of kind {kind!r} finds the most similar vector of {index.report.recall:.1%} of "
+                f"{len(queries)} planted copies, and not of {target_recall:.1%}, whatever part of it is looked "
+                f"through. What it finds is right, but it misses some. Search exactly if memory allows.",
+                RelictWarning,
+                stacklevel=2,
+            )
+        return index
 
     @classmethod
-    def read(cls, path: Path, vectors: Rows, settings: ApproximateSettings) -> "ApproximateIndex":
-        """Return an index that `write` wrote, mapped into memory.
+    def read(cls, path: Path, vectors: Rows, report: SearchReport) -> "ApproximateIndex":
+        """Return an index that `write` wrote; compressed vectors stay on the disk until a search needs them.
 
-        FAISS trusts what it reads: verify the file's checksum before.
+        FAISS trusts the files that it reads, so verify the checksum before.
+
+        Args:
+            path: The file.
+            vectors: The vectors that it was built from, `[m, d]`.
+            report: The report of the index that was written.
 
         Raises:
-            IndexCorruptError: If FAISS cannot read the file.
-            IndexStaleError: If it holds another number of vectors, or of dimensions.
+            ConfigurationError: If `vectors` does not hold one vector per image.
+            IndexCorruptError: If the file cannot be read, or does not belong to the vectors and the report.
         """
         try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            proposer = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
-            raise IndexCorruptError(f"FAISS cannot read {path}. Delete its folder and build it again.") from error
-        return cls(vectors, index, settings)
+            raise IndexCorruptError(
+                f"The search index {path} cannot be read. Delete its folder and build it again. FAISS says: {error}"
+            ) from error
+        return cls(vectors, proposer, report)
 
     def write(self, path: Path) -> None:
-        """Write the FAISS index; `settings` go elsewhere."""
-        faiss.write_index(self._index, str(path))
+        """Write what FAISS holds to a file; the vectors and the report are the caller's to keep.
+
+        Raises:
+            CacheWriteError: If the file cannot be written.
+        """
+        try:
+            faiss.write_index(self._proposer, str(path))
+        except RuntimeError as error:
+            raise CacheWriteError(
+                f"The search index {path} cannot be written. Free some space, or choose a folder that this user may "
+                f"write to. FAISS says: {error}"
+            ) from error
 
     def _search(self, queries: Array, best: BestHits) -> None:
-        """Add the best hits among the candidates, and exact ones where these do not suffice."""
-        count = self.settings.oversampling * best.k
-        most = max(count, min(_MOST_CANDIDATES, len(self)))
-        pending = np.arange(len(queries))
-        while len(pending) and count <= most:
-            found = BestHits(len(pending), best.k, codes=best.codes)
-            found.add(*self._candidates(queries[pending], count))
-            best.replace(pending, found)
-            pending = pending[np.isneginf(found.worst)]
-            count *= _MORE
-        if len(pending):
-            found = BestHits(len(pending), best.k, codes=best.codes)
-            ExactIndex(self.vectors)._search(queries[pending], found)
-            best.replace(pending, found)
-
-    def _range_search(self, queries: Array, threshold: float) -> tuple[Array, Array, Array]:
-        """Return query, position and similarity of the hits among the candidates."""
-        hits = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-        count = self.settings.oversampling * _NEIGHBORS
-        pending = np.arange(len(queries))
-        while len(pending) and count <= _MOST_CANDIDATES:
-            query, position, similarity = self._candidates(queries[pending], count)
-            above = similarity >= threshold
-            # Where every candidate is a hit, there may be more.
-            more = np.bincount(query[~above], minlength=len(pending)) == 0
-            kept = above & ~more[query]
-            hits.append((pending[query[kept]], position[kept], similarity[kept]))
-            pending = pending[more]
-            count *= _MORE
-        if len(pending):
-            query, position, similarity = ExactIndex(self.vectors)._range_search(queries[pending], threshold)
-            hits.append((pending[query], position, similarity))
-        query, position, similarity = (np.concatenate(part) for part in zip(*hits, strict=True))
-        return query, position, similarity
+        """Add the best hits among the candidates of each query, asking for more where they lie in too few groups."""
+        open_queries, left = np.arange(len(queries)), []
+        wanted, count = best.k, _OVERSAMPLING * best.k
+        while len(open_queries):
+            asked = min(count, len(self))
+            query, position, similarity = self._candidates(queries[open_queries], asked)
+            distinct = _distinct(query, position, similarity, len(open_queries), codes=best.codes)
+            if best.codes is not None and wanted == best.k and (distinct < wanted).any():
+                # Groups may be fewer than hits wanted. Counting them takes long, so it waits for this.
+                wanted = min(wanted, len(np.unique(best.codes)))
+            done = distinct >= wanted
+            kept = done[query]
+            best.add(open_queries[query[kept]], position[kept], similarity[kept])
+            count *= 2
+            more = ~done & (np.bincount(query, minlength=len(open_queries)) == asked)
+            if best.codes is None or _LARGEST_SHARE * count > len(self):
+                more[:] = False
+            left.append(open_queries[~done & ~more])
+            open_queries = open_queries[more]
+        rest = np.concatenate(left)
+        if len(rest):
+            # Every query gets the same number of hits, and only all vectors can tell which the missing ones are.
+            similarity, position = self._exact.search(queries[rest], best.k, codes=best.codes)
+            best.add(np.repeat(rest, position.shape[1]), position.ravel(), similarity.ravel())
 
     def _candidates(self, queries: Array, count: int) -> tuple[Array, Array, Array]:
-        """Return query, position and exact similarity of at most `count` candidates of each query."""
-        _, positions = self._index.search(_filled_up(queries, int(self._index.d)), min(count, len(self)))
-        # FAISS fills up with -1 where the cells compared hold too few vectors.
-        query, rank = np.nonzero(positions >= 0)
-        position = positions[query, rank]
-        # In the order in which they lie, so that a disk is read forwards and each vector once.
+        """Return query, position and similarity of what FAISS proposes, each `[p]`, at most `count` per query."""
+        _, proposed = self._proposer.search(queries, count)
+        # FAISS fills up with -1 where it has no more.
+        query, rank = np.nonzero(proposed >= 0)
+        position = proposed[query, rank]
         order = np.argsort(position, kind="stable")
         query, position = query[order], position[order]
         similarity = np.empty(len(query), dtype=np.float32)
-        for begin in range(0, len(query), _BLOCK):
-            here = slice(begin, begin + _BLOCK)
-            wanted, of_pair = np.unique(position[here], return_inverse=True)
-            rows = self.vectors[wanted]
-            similarity[here] = pair_similarity(queries, rows, query=query[here], vector=of_pair)
+        for start in range(0, len(query), _GATHERED):
+            here = slice(start, start + _GATHERED)
+            needed, vector = np.unique(position[here], return_inverse=True)
+            rows = self.vectors[needed].astype(np.float32, copy=False)
+            similarity[here] = pair_similarity(queries, rows, query=query[here], vector=vector)
         return query, position, similarity
 
-    def _probe(self, count: int) -> None:
-        """Compare so many cells with a query from now on."""
-        if self.settings.kind != "flat":
-            self._index.nprobe = count
+    def _range_search(self, queries: Array, threshold: float) -> tuple[Array, Array, Array]:
+        """Return query, position and similarity of the hits, by exact search.
 
-    def _calibrate(self, target_recall: float, *, sample_size: int, seed: int) -> None:
-        """Choose `nprobe`, and note what is found with it."""
-        generator = np.random.default_rng(seed)
-        positions = np.sort(generator.choice(len(self), min(sample_size, len(self)), replace=False))
-        stored = self.vectors[positions]
-        # A blank image is similar to nothing, and has no copy.
-        positions, stored = positions[stored.any(axis=1)], stored[stored.any(axis=1)]
-        copies = _noisy(stored, generator)
-        exact = ExactIndex(self.vectors)
-        similarity, found = exact.search(np.concatenate([copies, stored]), 1 + _NEIGHBORS)
-        nearest = similarity[: len(copies), 0]
-        most = max(1, int(_MOST_PROBES * self.settings.nlist))
-        probes, recall = 0, -1.0
-        tried = min(_FIRST_PROBES, most)
-        while recall < target_recall and probes < tried:
-            self._probe(tried)
-            now = _share(self.search(copies, 1)[0][:, 0] >= nearest)
-            if now > recall:
-                probes, recall = tried, now
-            elif tried == most:
-                break
-            tried = min(2 * tried, most)
-        self._probe(probes)
-        others = _neighbors(*self.search(stored, 1 + _NEIGHBORS), positions)
-        true = _neighbors(similarity[len(copies) :], found[len(copies) :], positions)
-        self.settings = dataclasses.replace(
-            self.settings,
-            nprobe=probes,
-            recall=recall,
-            neighbor_recall=_share(others >= true[:, -1:]),
-            sample_size=len(stored),
-        )
-        if recall < target_recall:
-            warnings.warn(
-                f"The approximate index finds {recall:.1%} of planted copies, less than the {target_recall:.1%} wanted, "
-                f"although it compares {probes} of {self.settings.nlist} cells. Copies can be missed: search exactly, "
-                f"or with a larger code.",
-                RelictWarning,
-                stacklevel=3,
-            )
+        All vectors above a threshold can be any number, and lie in any list, so no number of candidates is enough; and
+        whoever counts them relies on the count.
+        """
+        return self._exact.range_search(queries, threshold)
 
 
-def _cells(count: int) -> int:
-    """Return the number of cells: about the square root of the number of vectors, which balances both searches."""
-    return max(1, 2 ** round(math.log2(max(1, count)) / 2))
+def _lists(proposer: Any) -> int:
+    """Return the number of lists of an index of FAISS, 0 if it has none."""
+    return int(getattr(proposer, "nlist", 0))
 
 
-def _checked_code_bytes(vectors: Rows, kind: ApproximateKind, code_bytes: int | None) -> int:
-    """Return how many bytes a vector takes.
+def _code_bytes(proposer: Any) -> int:
+    """Return the bytes that an index of FAISS holds of a vector."""
+    return int(proposer.code_size)
+
+
+def _trained(vectors: Rows, kind: Kind, generator: np.random.Generator) -> Any:
+    """Return an empty index of FAISS, trained on a sample of the vectors.
 
     Raises:
-        ConfigurationError: If FAISS cannot build such an index.
+        ConfigurationError: If too few vectors are finite.
     """
-    if kind not in ("flat", "ivf_flat", "ivf_pq"):
-        raise ConfigurationError(f"Expected a kind of flat, ivf_flat or ivf_pq, got {kind!r}.")
     count, dimensions = vectors.shape
-    least = _VALUES if kind == "ivf_pq" else 1
-    if count < least:
-        raise ConfigurationError(
-            f"An index {kind} needs at least {least} vectors, but there are {count}. Search exactly."
-        )
-    if kind != "ivf_pq":
-        if code_bytes is not None:
-            raise ConfigurationError(f"Only ivf_pq compresses vectors, but code_bytes={code_bytes} for {kind}.")
-        return 4 * dimensions
-    if code_bytes is None:
-        return math.ceil(dimensions / _NUMBERS_PER_BYTE[0])
-    if not 1 <= code_bytes <= dimensions:
-        raise ConfigurationError(f"A code has 1 to {dimensions} bytes, one per number, but code_bytes={code_bytes}.")
-    return code_bytes
-
-
-def _trained(vectors: Rows, kind: ApproximateKind, *, code_bytes: int, seed: int) -> Any:
-    """Return a FAISS index that has learned its cells and codes, and holds nothing yet."""
-    count, dimensions = vectors.shape
+    quantizer = faiss.IndexFlatIP(dimensions)
     if kind == "flat":
-        return faiss.IndexFlatIP(dimensions)
-    cells = _cells(count)
+        return quantizer
+    # About as many lists as vectors in each: finding the nearest centres takes no longer than looking through lists.
+    lists = max(1, min(2 ** int(math.log2(max(1, count)) / 2), count // _PER_LIST))
+    sample = _sample(vectors, max(_PER_LIST * lists, _PER_QUANTIZER), generator)
+    fewest = _FEWEST if kind == "ivf_pq" else 1
+    if len(sample) < fewest:
+        raise ConfigurationError(
+            f"An index of kind {kind!r} is trained on at least {fewest} vectors, but {len(sample)} of {count} are "
+            f"there and finite. Search so few exactly."
+        )
+    lists = min(lists, len(sample))
+    seed = int(generator.integers(2**31))
+    index: Any
     if kind == "ivf_flat":
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, cells, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFFlat(quantizer, dimensions, lists, faiss.METRIC_INNER_PRODUCT)
     else:
-        width = code_bytes * math.ceil(dimensions / code_bytes)
-        quantizer = faiss.IndexFlatIP(width)
-        index = faiss.IndexIVFPQ(quantizer, width, cells, code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
-        index.pq.cp.seed = seed + 1
-        # FAISS prints a warning where there are few; recall is measured instead.
-        index.pq.cp.min_points_per_centroid = 1
-    # The quantizer is Python's; FAISS only points to it.
-    index.quantizer_of_python = index.quantizer
-    index.cp.seed = seed + 1
-    index.cp.min_points_per_centroid = 1
-    size = min(count, max(_TRAINING_PER_CELL * cells, _LEAST_TRAINING))
-    sample = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
-    index.train(_filled_up(vectors[sample], int(index.d)))
+        index = faiss.IndexIVFPQ(quantizer, dimensions, lists, _parts(dimensions), _BITS, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.niter = _ITERATIONS
+        index.pq.cp.max_points_per_centroid = _PER_QUANTIZER // 2**_BITS
+        _prepare(index.pq.cp, seed=seed)
+    _prepare(index.cp, seed=seed)
+    index.train(sample)
     return index
 
 
-def _filled_up(rows: Array, width: int) -> Array:
-    """Return rows as float32, with zeros up to a width, which change no inner product."""
-    if rows.shape[1] == width:
-        return np.ascontiguousarray(rows, dtype=np.float32)
-    filled = np.zeros((len(rows), width), dtype=np.float32)
-    filled[:, : rows.shape[1]] = rows
-    return filled
+def _prepare(clustering: Any, *, seed: int) -> None:
+    """Seed a clustering of FAISS, and keep it from writing advice on small sets to the standard error."""
+    clustering.seed = seed
+    clustering.min_points_per_centroid = 1
 
 
-def _noisy(vectors: Array, generator: np.random.Generator) -> Array:
-    """Return unit vectors that have about the similarity of a copy to the given ones."""
-    noise = generator.standard_normal(vectors.shape)
-    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    copies = _COPY_SIMILARITY * vectors + math.sqrt(1 - _COPY_SIMILARITY**2) * noise
-    noisy: Array = (copies / np.linalg.norm(copies, axis=1, keepdims=True)).astype(np.float32)
-    return noisy
+def _parts(dimensions: int) -> int:
+    """Return into how many parts of equal length vectors are cut, each of which becomes a byte."""
+    fewest = max(1, -(-dimensions // _PART), min(dimensions, _FEWEST_BYTES))
+    return next(parts for parts in range(fewest, dimensions + 1) if dimensions % parts == 0)
 
 
-def _neighbors(similarity: Array, found: Array, own: Array) -> Array:
-    """Return the similarity of each stored vector's hits without itself, or without the last one if it is no hit."""
-    dropped = found == own[:, None]
-    dropped[~dropped.any(axis=1), -1] = True
-    return similarity[~dropped].reshape(len(found), -1)
+def _pieces(vectors: Rows) -> Iterator[Array]:
+    """Return all vectors in pieces of bounded size, float32."""
+    for _, block in vectors.blocks():
+        for start in range(0, len(block), _ADDED):
+            yield np.ascontiguousarray(block[start : start + _ADDED], dtype=np.float32)
 
 
-def _share(found: Array) -> float:
-    """Return which share was found, in [0, 1]; of nothing, all."""
-    return float(found.mean()) if found.size else 1.0
+def _sample(vectors: Rows, size: int, generator: np.random.Generator) -> Array:
+    """Return some vectors, those of them that are finite, `[s, d]`, float32."""
+    positions = generator.choice(len(vectors), min(size, len(vectors)), replace=False, shuffle=False)
+    rows = vectors[np.sort(positions)].astype(np.float32, copy=False)
+    return np.ascontiguousarray(rows[np.isfinite(rows).all(axis=1)])
+
+
+def _planted_copies(vectors: Rows, generator: np.random.Generator) -> Array:
+    """Return some stored vectors plus noise, unit vectors `[q, d]`, float32.
+
+    The noise is spread as the vectors are. Noise in directions that no vector takes would be easy to see through.
+    """
+    if not len(vectors):
+        return np.empty(vectors.shape, dtype=np.float32)
+    stored = _sample(vectors, _SAMPLED, generator).astype(np.float64)
+    others = _sample(vectors, _SPREAD, generator).astype(np.float64)
+    noise = generator.standard_normal((len(stored), len(others))) @ (others - others.mean(axis=0))
+    noise -= (noise * stored).sum(axis=1, keepdims=True) * stored
+    copies = _CLOSENESS * stored + math.sqrt(1 - _CLOSENESS**2) * _normalized(noise)
+    return _normalized(copies).astype(np.float32)
+
+
+def _normalized(rows: Array) -> Array:
+    """Return rows at length 1, and zero where they are zero."""
+    scaled: Array = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return scaled
+
+
+def _distinct(query: Array, position: Array, similarity: Array, count: int, *, codes: Array | None) -> Array:
+    """Return how many hits, or groups of hits, each query has, `[count]`; vectors that are not finite are no hits."""
+    finite = ~np.isnan(similarity)
+    query, position = query[finite], position[finite]
+    if codes is not None:
+        query = np.unique(np.stack([query, codes[position]], axis=1), axis=0)[:, 0]
+    return np.bincount(query, minlength=count)

@@ -14,8 +14,8 @@ import numpy as np
 from relict_lightning.errors import ConfigurationError, IndexCorruptError, IndexStaleError, InvalidImageError
 from relict_lightning.index.rows import Array, Rows
 
-# Numbers held in double precision at once while similarities are added up: 512 KiB, what a core's cache holds.
-_NUMBERS = 2**16
+# Numbers held in double precision at once while similarities are added up: 1 MiB, what a core's cache holds.
+_NUMBERS = 2**17
 
 
 class VectorIndex(ABC):
@@ -245,10 +245,6 @@ class BestHits:
         kept = np.flatnonzero(rank < self.k)
         self._similarity[query[kept], rank[kept]] = similarity[kept]
         self._positions[query[kept], rank[kept]] = position[kept]
-
-    def replace(self, queries: Array, others: "BestHits") -> None:
-        """Put the hits of some queries, `[q]`, in the place of those kept so far."""
-        self._similarity[queries], self._positions[queries] = others._similarity, others._positions
 
     def result(self) -> tuple[Array, Array]:
         """Return similarity and position of the hits, each `[n, k]`, with fewer columns where there are fewer groups.
