@@ -65,21 +65,33 @@ def _in_child(act):
     return pid
 
 
+def _wait_for(cache, victim, number):
+    """Waits until a build has written so many chunks, or is done; returns its exit status if it is."""
+    while len(list(cache.glob(".building-*/*.npy"))) < number:
+        pid, status = os.waitpid(victim, os.WNOHANG)
+        if pid:
+            return status
+        time.sleep(0.0005)
+    return None
+
+
 def kill(folder, count):
     """Returns what came of builds that were killed, and how many of them had begun to write."""
     undisturbed = folder / "undisturbed"
-    started = time.monotonic()
     os.waitpid(_in_child(lambda: built(undisturbed)), 0)
-    duration = time.monotonic() - started
     expected = files(undisturbed)
     chance = random.Random(0)  # noqa: S311 - no secret
     outcome = {"expected": len(expected), "same": 0, "killed": 0, "had written": 0, "rests": 0}
     for number in range(count):
         cache = folder / str(number)
         victim = _in_child(lambda cache=cache: built(cache))
-        time.sleep(chance.uniform(0, duration))
-        os.kill(victim, signal.SIGKILL)
-        outcome["killed"] += os.waitstatus_to_exitcode(os.waitpid(victim, 0)[1]) == -signal.SIGKILL
+        status = _wait_for(cache, victim, chance.randrange(50))
+        # Somewhere between one file and the next.
+        time.sleep(chance.uniform(0, 0.003))
+        if status is None:
+            os.kill(victim, signal.SIGKILL)
+            status = os.waitpid(victim, 0)[1]
+        outcome["killed"] += os.waitstatus_to_exitcode(status) == -signal.SIGKILL
         outcome["had written"] += cache.exists() and any(cache.glob(".building-*/*.npy"))
         os.waitpid(_in_child(lambda cache=cache: built(cache)), 0)
         outcome["same"] += files(cache) == expected
