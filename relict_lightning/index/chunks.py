@@ -7,7 +7,7 @@ of a set with fewer patients, or of a build that was interrupted. The checksum i
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate
@@ -174,34 +174,3 @@ class ChunkedRows(Rows):
             for _ in pool.map(fill, range(len(self.chunks))):
                 pass
         return values
-
-
-@final
-class MappedRows(Rows):
-    """Rows that are another column's, turned into something else when they are read.
-
-    Args:
-        rows: The column.
-        row_shape: Shape of a row that comes out.
-        turn: From rows and their positions to what comes out.
-    """
-
-    def __init__(self, rows: Rows, row_shape: tuple[int, ...], turn: Callable[[Array, Array], Array]) -> None:
-        self._rows = rows
-        self._row_shape = row_shape
-        self._turn = turn
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape `(m, *row)`."""
-        return (len(self._rows), *self._row_shape)
-
-    def __getitem__(self, positions: Array) -> Array:
-        """Return the rows at some positions, turned."""
-        positions = np.asarray(positions, dtype=np.int64)
-        return self._turn(self._rows[positions], positions)
-
-    def blocks(self) -> Iterator[tuple[int, Array]]:
-        """Return all rows in order, in the pieces of the column, turned."""
-        for start, values in self._rows.blocks():
-            yield start, self._turn(values, np.arange(start, start + len(values)))

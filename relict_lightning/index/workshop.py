@@ -65,11 +65,6 @@ class CacheWorkshop(Workshop):
         self._known: dict[tuple[str, str], Path] = {}
         self._look()
 
-    @property
-    def has_written(self) -> bool:
-        """Whether anything was not there yet."""
-        return self._writer is not None
-
     def entries(self) -> list[Entry]:
         """Return the finished folders of the cache whose manifests are intact, the newest first."""
         entries = []
