@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from relict_lightning.index.volumes import IntensityScale, quantise, ranges_of, restore
 
 
-@given(low=st.floats(-1e4, 1e4), span=st.floats(1e-3, 1e5))
+# Intensities are float32.
+@given(low=st.floats(-1e4, 1e4, width=32), span=st.floats(1e-3, 1e5))
 def test_the_scale_covers_the_range_and_little_more(low, span):
     high = low + span
 
