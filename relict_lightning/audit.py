@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from relict_lightning.data import images_at, open_images
+from relict_lightning.data import ImageFolder, images_at, open_images
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.index import Check, Store
@@ -67,6 +68,32 @@ class AuditSettings:
         """Check what the detector does not."""
         if self.num_pairs < 1:
             raise ConfigurationError(f"num_pairs must be at least 1, got {self.num_pairs}.")
+
+    def open_sets(
+        self, training: Path, heldout: Path | None
+    ) -> tuple[ImageFolder | NDArray[Any], ImageFolder | NDArray[Any] | None]:
+        """Return the training and the held-out images at two paths."""
+        where: dict[str, Any] = {"pattern": self.pattern, "groups": self.groups}
+        return images_at(training, **where), None if heldout is None else images_at(heldout, **where)
+
+    def make_detector(self, *, cache_dir: Path | None, progress: bool) -> ReplicaDetector:
+        """Return the detector with these settings.
+
+        Args:
+            cache_dir: Where the index is kept and found again; None keeps it in memory.
+            progress: Whether `fit` shows progress bars.
+        """
+        return ReplicaDetector(
+            top_k=self.top_k,
+            fdr=self.fdr,
+            transforms=self.transforms,
+            cache_dir=cache_dir,
+            store=self.store,
+            check=self.check,
+            hash_ids=self.hash_ids,
+            num_workers=self.num_workers,
+            progress=progress,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,21 +145,9 @@ def run_audit(
     say = announce or (lambda _: None)
     started = time.perf_counter()
     with relict_warnings() as notes:
-        detector = ReplicaDetector(
-            top_k=settings.top_k,
-            fdr=settings.fdr,
-            transforms=settings.transforms,
-            cache_dir=cache_dir,
-            store=settings.store,
-            check=settings.check,
-            hash_ids=settings.hash_ids,
-            num_workers=settings.num_workers,
-            progress=announce is not None,
-        )
-        where: dict[str, Any] = {"pattern": settings.pattern, "groups": settings.groups}
+        detector = settings.make_detector(cache_dir=cache_dir, progress=announce is not None)
         samples = images_at(generated)
-        known = images_at(training, **where)
-        others = None if heldout is None else images_at(heldout, **where)
+        known, others = settings.open_sets(training, heldout)
         say(f"Indexing {len(known)} training images and {0 if others is None else len(others)} held-out images.")
         detector.fit(known, others)
         say(f"Checking {len(samples)} samples against {detector.training_groups} training patients.")

@@ -3,11 +3,8 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from relict_lightning.audit import AuditSettings, relict_warnings
-from relict_lightning.data import images_at
-from relict_lightning.detector import ReplicaDetector
 from relict_lightning.duplicates import TrainingAudit
 from relict_lightning.processes import Processes
 
@@ -65,22 +62,11 @@ def prebuild_index(
     Raises:
         RelictError: If images cannot be read or compared.
     """
-    where: dict[str, Any] = {"pattern": settings.pattern, "groups": settings.groups}
     before = _entries(cache_dir)
     started = time.perf_counter()
     with relict_warnings() as notes:
-        known = images_at(training, **where)
-        others = None if heldout is None else images_at(heldout, **where)
-        detector = ReplicaDetector(
-            top_k=settings.top_k,
-            transforms=settings.transforms,
-            cache_dir=cache_dir,
-            store=settings.store,
-            hash_ids=settings.hash_ids,
-            num_workers=settings.num_workers,
-            check=settings.check,
-            progress=progress,
-        )
+        known, others = settings.open_sets(training, heldout)
+        detector = settings.make_detector(cache_dir=cache_dir, progress=progress)
         detector.share(processes or Processes())
         detector.fit(known, others)
         twice = detector.audit_training()

@@ -180,6 +180,17 @@ def test_queries_whose_candidates_run_out_are_searched_exactly_and_only_they(vec
     _same([found[0][:1], found[1][:1]], ExactIndex(rows).search(queries[:1], 5))
 
 
+def test_fewer_groups_than_hits_wanted_need_no_exact_search():
+    vectors = _unit(6_000, 16, 0)
+    index = ApproximateIndex.build(MemoryRows(vectors), "flat")
+    exactly = _exact_passes(index)
+
+    similarity, positions = index.search(vectors[:4], 9, codes=np.arange(6_000) % 3)
+
+    assert similarity.shape == positions.shape == (4, 3)
+    assert exactly == []
+
+
 def test_equal_vectors_by_the_thousand_give_as_many_hits_as_asked_for():
     vectors = np.repeat(_unit(3, 8, 0), 400, axis=0)
     index = ApproximateIndex.build(MemoryRows(vectors), "ivf_pq")
