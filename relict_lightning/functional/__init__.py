@@ -9,7 +9,16 @@ Images are `[n, c, *spatial]` with two or three spatial axes, any floating dtype
 - `statistics`: rates with intervals, p-values, discoveries, thresholds.
 """
 
-from relict_lightning.functional.alignment import align_translation, mirror, phase_correlation_shift, shift
+from relict_lightning.functional.alignment import (
+    affine_identity,
+    align_affine,
+    align_translation,
+    compose_affine,
+    mirror,
+    phase_correlation_shift,
+    shift,
+    warp_affine,
+)
 from relict_lightning.functional.feature import (
     calibrated_neighbor_ratio,
     copy_likeness,
@@ -81,6 +90,8 @@ from relict_lightning.functional.voxel import (
 )
 
 __all__ = [
+    "affine_identity",
+    "align_affine",
     "align_translation",
     "area_under_roc",
     "assign_cells",
@@ -94,6 +105,7 @@ __all__ = [
     "centroid_distance",
     "clopper_pearson_interval",
     "closer_to_training_share",
+    "compose_affine",
     "conformal_p_value",
     "copy_likeness",
     "cosine_similarity",
@@ -144,4 +156,5 @@ __all__ = [
     "unique_training_groups",
     "unique_training_images",
     "volumetric_similarity",
+    "warp_affine",
 ]

@@ -3,6 +3,8 @@ import relict_lightning.functional
 
 def test_the_public_functions_are_these():
     assert set(relict_lightning.functional.__all__) == {
+        "affine_identity",
+        "align_affine",
         "align_translation",
         "area_under_roc",
         "assign_cells",
@@ -17,6 +19,7 @@ def test_the_public_functions_are_these():
         "clopper_pearson_interval",
         "closer_to_training_share",
         "conformal_p_value",
+        "compose_affine",
         "copy_likeness",
         "cosine_similarity",
         "coverage",
@@ -66,6 +69,7 @@ def test_the_public_functions_are_these():
         "unique_training_groups",
         "unique_training_images",
         "volumetric_similarity",
+        "warp_affine",
     }
 
 

@@ -1,16 +1,12 @@
-"""Moving a generated image onto the training image that it may have been made from.
+"""Displacements by whole voxels.
 
-Conventions: images are `[n, c, *spatial]`; displacements are whole voxels, `[n, ndim]` with one entry per spatial axis,
-positive towards larger positions. Spatial axes count from 0. Whatever moves past a border is lost, and what opens at
-the other side repeats the edge: nothing wraps around.
+Displacements are `[n, ndim]` with one entry per spatial axis, positive towards larger positions. Whatever moves past a
+border is lost, and what opens at the other side repeats the edge: nothing wraps around.
 
 - `phase_correlation_shift`: the displacement that moves each generated image onto its training image.
 - `shift`: displaced images.
 - `align_translation`: both, but only where the images then agree better.
-- `mirror`: images mirrored along some axes.
 """
-
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -163,34 +159,6 @@ def align_translation(
         shifts = torch.where(improves[:, None], candidate, shifts)
         aligned = torch.where(improves.reshape(-1, *[1] * (generated.ndim - 1)), moved, aligned)
     return aligned, shifts
-
-
-def mirror(images: Float[Tensor, "n c *spatial"], axes: Sequence[int]) -> Float[Tensor, "n c *spatial"]:
-    """Return the images, mirrored along some spatial axes.
-
-    Args:
-        images: Images.
-        axes: Spatial axes, counted from 0; none leaves the images as they are.
-
-    Returns:
-        Mirrored images of the same shape and dtype. Mirroring twice gives the images back.
-
-    Raises:
-        InvalidImageError: If images are not floating point, not finite, or not 2-D or 3-D.
-        ConfigurationError: If an axis does not exist or occurs twice.
-
-    Example:
-        >>> mirror(torch.tensor([[[[1.0, 2.0, 3.0]]]]), (1,))
-        tensor([[[[3., 2., 1.]]]])
-    """
-    check_images(images, name="images")
-    ndim = images.ndim - 2
-    if len(set(axes)) != len(axes) or any(not 0 <= axis < ndim for axis in axes):
-        raise ConfigurationError(
-            f"axes must be different spatial axes from 0 to {ndim - 1}, but are {tuple(axes)}. "
-            f"Batch and channel axes are not counted."
-        )
-    return images.flip([axis + 2 for axis in axes])
 
 
 def _phase_correlation(generated: Tensor, training: Tensor, *, taper: bool) -> Tensor:
