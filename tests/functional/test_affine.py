@@ -160,3 +160,7 @@ def test_bad_arguments_are_named():
         warp_affine(images, affine_identity(2, 3))
     with pytest.raises(InvalidImageError):
         align_affine(images / 0, images)
+    with pytest.raises(ConfigurationError, match="ndim=4"):
+        affine_identity(1, 4)
+    with pytest.raises(ConfigurationError, match=r"\(2, 2, 3\)"):
+        compose_affine(affine_identity(2, 2), affine_identity(3, 2))

@@ -27,6 +27,7 @@ def mirror(images: Float[Tensor, "n c *spatial"], axes: Sequence[int]) -> Float[
         ConfigurationError: If an axis does not exist or occurs twice.
 
     Example:
+        >>> import torch
         >>> mirror(torch.tensor([[[[1.0, 2.0, 3.0]]]]), (1,))
         tensor([[[[3., 2., 1.]]]])
     """
