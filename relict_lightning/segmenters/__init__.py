@@ -2,5 +2,6 @@
 
 from relict_lightning.segmenters.intensity import IntensitySegmenter
 from relict_lightning.segmenters.label_maps import label_maps
+from relict_lightning.segmenters.trained import TrainedSegmenter
 
-__all__ = ["IntensitySegmenter", "label_maps"]
+__all__ = ["IntensitySegmenter", "TrainedSegmenter", "label_maps"]
