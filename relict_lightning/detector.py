@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from relict_lightning.comparison import MEASUREMENT_VERSION, compare_hits
 from relict_lightning.control import (
     Control,
     merge_copies,
@@ -34,9 +35,9 @@ from relict_lightning.errors import (
     NotFittedError,
     RelictWarning,
 )
-from relict_lightning.evidence import Look, compare, judge
+from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.fitted import Fitted, read_fitted, read_settings, write_fitted
-from relict_lightning.functional import minimum_discoveries, mirror, shift
+from relict_lightning.functional import minimum_discoveries, mirror, warp_affine
 from relict_lightning.functional.statistics import TAIL_CONTROLS
 from relict_lightning.index import (
     BuildOptions,
@@ -55,6 +56,7 @@ from relict_lightning.index import (
     writing,
 )
 from relict_lightning.intensities import warn_of_other_intensities
+from relict_lightning.population import describe_population
 from relict_lightning.processes import Processes
 from relict_lightning.results import DetectionResult, MatchedPair
 from relict_lightning.retrieval import make_queries, retrieve
@@ -65,10 +67,6 @@ _LOGGER = logging.getLogger(__name__)
 
 Images: TypeAlias = Any
 """Whatever `relict_lightning.data.open_images` reads."""
-
-# Displacements are looked for up to this share of the shortest side; anatomy that lies further off was not registered
-# alike.
-_SHIFT_SHARE = 0.1
 
 
 @final
@@ -228,7 +226,13 @@ class ReplicaDetector:
                 f"The training set has {len(reference)} image(s) of {groups} patient; at least 2 patients are needed, "
                 f"because a likeness is judged against the other patients. Pass the whole training set."
             )
-        self._fitted = Fitted(training=reference, heldout=None, control=None, needs_label_maps=needs_label_maps)
+        self._fitted = Fitted(
+            training=reference,
+            population=describe_population(reference),
+            heldout=None,
+            control=None,
+            needs_label_maps=needs_label_maps,
+        )
         if heldout is not None:
             try:
                 others = open_images(
@@ -295,8 +299,7 @@ class ReplicaDetector:
         for position, training in zip(positions, matches, strict=True):
             verdict = result.verdicts[position]
             moved = mirror(images[position : position + 1], verdict.transform.mirrored_axes)
-            if any(verdict.transform.shift_voxels):
-                moved = shift(moved, torch.tensor([verdict.transform.shift_voxels]))
+            moved = warp_affine(moved, torch.tensor([verdict.transform.map]))
             pairs.append(MatchedPair(generated=moved[0], training=torch.from_numpy(training), verdict=verdict))
         return pairs
 
@@ -486,6 +489,7 @@ class ReplicaDetector:
         if self.cache_dir is not None:
             parts = {"training": self._state.training.fingerprint, "heldout": heldout_fingerprint, "ids": heldout.ids}
             settings = {"top_k": self.top_k, "transforms": self.transforms, "segmenter": self._segmenter_digest}
+            settings["measured"] = MEASUREMENT_VERSION
             directory = self.cache_dir / combine({**parts, **settings})
             find = partial(_found_control, directory) if self.processes.is_first else _nothing
             found = self.processes.gather(find, doing="Reading the control")[0]
@@ -522,18 +526,25 @@ class ReplicaDetector:
     def _look(self, images: Float[Tensor, "n c *spatial"], maps: Tensor) -> Look:
         """Measure images against the training set: the one road that samples and control take."""
         training = self._state.training
-        spatial = images.shape[2:]
-        aligned = self.transforms == "default"
-        mirrors = ((), *((axis,) for axis in range(len(spatial)))) if aligned else ((),)
-        max_shift = int(_SHIFT_SHARE * min(spatial)) if aligned else 0
+        spatial = tuple(images.shape[2:])
+        align = self.transforms == "default"
+        mirrors = ((), *((axis,) for axis in range(len(spatial)))) if align else ((),)
         queries = self.processes.together(
             lambda: make_queries(images, maps, encoder=self._encoder, mirrors=mirrors, device=self.device),
             doing="Embedding the samples",
         )
         hits = retrieve(queries, training, top_k=self.top_k)
-        evidence = compare(
-            images, maps, hits, mirrors=mirrors, max_shift=max_shift, reference=training, device=self.device
+        compared = compare_hits(
+            images,
+            maps,
+            hits,
+            mirrors=mirrors,
+            align=align,
+            reference=training,
+            population=self._state.population,
+            device=self.device,
         )
+        evidence = Evidence(hits=hits, mirrors=mirrors, compared=compared, image_sides=spatial)
         return Look(queries=queries, evidence=evidence, likeness=judge(evidence, training, count=len(images)))
 
     def _warn_if_nothing_can_be_found(self, num_samples: int, fdr: float) -> None:

@@ -5,9 +5,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from relict_lightning.comparison import MEASUREMENT_VERSION
 from relict_lightning.control import Control, read_control, write_control
 from relict_lightning.errors import IndexStaleError
 from relict_lightning.index import Entry, Reference, read_reference, write_reference, writing
+from relict_lightning.population import Population, read_population, write_population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,7 @@ class Fitted:
 
     Attributes:
         training: The training images.
+        population: What they have in common.
         heldout: The held-out images of new patients; None without any.
         control: Their measurements; None without any.
         needs_label_maps: Whether samples must bring label maps, because the training images did and no segmenter
@@ -23,6 +26,7 @@ class Fitted:
     """
 
     training: Reference
+    population: Population
     heldout: Reference | None
     control: Control | None
     needs_label_maps: bool
@@ -37,10 +41,16 @@ def write_fitted(fitted: Fitted, path: Path, *, settings: Mapping[str, object], 
         settings: What to keep beside it.
         is_writer: Whether this process writes; the others hand over what they hold.
     """
-    state = {"has_control": fitted.control is not None, "needs_label_maps": fitted.needs_label_maps}
+    state = {
+        "has_control": fitted.control is not None,
+        "needs_label_maps": fitted.needs_label_maps,
+        "measured": MEASUREMENT_VERSION,
+    }
     manifest = {"fitted": state, "settings": dict(settings)}
     with writing(path, manifest) if is_writer else nullcontext() as writer:
         write_reference(fitted.training, writer, prefix="training_")
+        if writer is not None:
+            write_population(fitted.population, writer, prefix="population_")
         if fitted.heldout is not None and fitted.control is not None:
             write_reference(fitted.heldout, writer, prefix="heldout_")
             if writer is not None:
@@ -60,11 +70,21 @@ def read_settings(entry: Entry) -> Mapping[str, object]:
 
 
 def read_fitted(entry: Entry) -> Fitted:
-    """Return the fitted state of a folder that `write_fitted` wrote."""
+    """Return the fitted state of a folder that `write_fitted` wrote.
+
+    Raises:
+        IndexStaleError: If its control was measured otherwise than samples are now.
+    """
     state = entry.manifest["fitted"]
+    if state.get("measured") != MEASUREMENT_VERSION:
+        raise IndexStaleError(
+            f"The detector in {entry.directory} was saved by a version of relict-lightning that measured likeness "
+            f"otherwise (measurement {state.get('measured', 1)}, now {MEASUREMENT_VERSION}). Fit and save it again."
+        )
     has_control = state["has_control"]
     return Fitted(
         training=read_reference(entry, prefix="training_"),
+        population=read_population(entry, prefix="population_"),
         heldout=read_reference(entry, prefix="heldout_") if has_control else None,
         control=read_control(entry, prefix="control_") if has_control else None,
         needs_label_maps=state["needs_label_maps"],

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 Level = Literal["voxel", "feature", "segmentation"]
 
+# Motions below these are not seen in two images side by side; alignments of copies that were not moved stay below them.
+_VISIBLE_VOXELS, _VISIBLE_DEGREES, _VISIBLE_SCALE = 0.5, 1.0, 0.02
+
 LEVELS: tuple[Level, ...] = ("voxel", "feature", "segmentation")
 
 
@@ -140,20 +143,27 @@ class LesionMatching:
 class Transform:
     """How a sample was moved onto the training image that it matches.
 
-    The sample is mirrored along `mirrored_axes` first and then shifted by `shift_voxels`.
+    The sample is mirrored along `mirrored_axes` first and then moved.
 
     Attributes:
         mirrored_axes: Spatial axes that were mirrored, counted from 0.
-        shift_voxels: Whole voxels of displacement, one per spatial axis.
+        shift_voxels: Displacement of the image's centre in voxels, one number per spatial axis.
+        rotation_degrees: Angle of the rotation, at least 0.
+        scale: By how much the sample was enlarged, the mean over the axes; 1 where it was not.
+        map: All of the motion, as `relict_lightning.functional.warp_affine` takes it, one row per spatial axis; empty
+            where nothing was moved.
     """
 
     mirrored_axes: tuple[int, ...] = ()
-    shift_voxels: tuple[int, ...] = ()
+    shift_voxels: tuple[float, ...] = ()
+    rotation_degrees: float = 0.0
+    scale: float = 1.0
+    map: tuple[tuple[float, ...], ...] = ()
 
     @property
     def is_identity(self) -> bool:
-        """Whether nothing was mirrored or moved."""
-        return not self.mirrored_axes and not any(self.shift_voxels)
+        """Whether nothing was mirrored, or moved by as much as people can see."""
+        return not self.mirrored_axes and not self._motions()
 
     def __str__(self) -> str:
         """Return the transformation in words, `mirrored along axis 1, shifted by (2, 0) voxels`."""
@@ -161,9 +171,18 @@ class Transform:
         if self.mirrored_axes:
             axes = ", ".join(str(axis) for axis in self.mirrored_axes)
             parts.append(f"mirrored along axis {axes}")
-        if any(self.shift_voxels):
-            parts.append(f"shifted by {self.shift_voxels} voxels")
-        return ", ".join(parts) or "as it is"
+        return ", ".join(parts + self._motions()) or "as it is"
+
+    def _motions(self) -> list[str]:
+        parts = []
+        if self.rotation_degrees >= _VISIBLE_DEGREES:
+            parts.append(f"turned by {self.rotation_degrees:.1f} degrees")
+        if abs(self.scale - 1) >= _VISIBLE_SCALE:
+            parts.append(f"enlarged by {self.scale:.2f}")
+        if any(abs(step) >= _VISIBLE_VOXELS for step in self.shift_voxels):
+            steps = ", ".join(f"{round(step, 1) + 0.0:g}" for step in self.shift_voxels)
+            parts.append(f"shifted by ({steps}) voxels")
+        return parts
 
 
 @dataclass(frozen=True, kw_only=True)

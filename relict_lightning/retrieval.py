@@ -31,6 +31,9 @@ from relict_lightning.index import (
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 _PAIRS = 4096
+# A second mirroring is tried where it is at most half as far again. A displacement by a tenth of the side, the largest
+# that is looked for, moves the two of a head closer together than this.
+_LIKELY = 1.5
 # A sample is judged against this many images of other groups.
 _OTHERS = 5
 
@@ -58,12 +61,12 @@ class Queries:
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
-    """Pairs worth comparing, sorted by sample.
+    """Pairs worth comparing, sorted by sample. A pair occurs twice where two mirrorings are almost equally alike.
 
     Attributes:
         sample: Position of the sample, `[p]`.
         training: Position of the training image, `[p]`.
-        mirroring: Which of the queries' mirrorings makes the two most alike, `[p]`.
+        mirroring: Which of the queries' mirrorings is tried, `[p]`.
         feature_similarity: Cosine of the two in the feature view under that mirroring, `[p]`.
     """
 
@@ -131,13 +134,29 @@ def retrieve(queries: Queries, reference: Reference, *, top_k: int) -> Hits:
     sample, training = pairs[:, 0], pairs[:, 1]
     feature = _pair_similarity(queries.feature, reference, FEATURE, sample, training)
     coarse = _pair_similarity(queries.coarse, reference, COARSE, sample, training)
-    mirroring = (feature + coarse).argmax(axis=0)
+    pair, mirroring = _likely_mirrorings(feature + coarse)
     return Hits(
-        sample=sample,
-        training=training,
+        sample=sample[pair],
+        training=training[pair],
         mirroring=mirroring,
-        feature_similarity=np.clip(feature[mirroring, np.arange(len(sample))], -1.0, 1.0),
+        feature_similarity=np.clip(feature[mirroring, pair], -1.0, 1.0),
     )
+
+
+def _likely_mirrorings(similarity: Array) -> tuple[Array, Array]:
+    """Return pairs and mirrorings that may be the right ones, in the order of the pairs.
+
+    Args:
+        similarity: Sum of two cosines of each pair under each mirroring, `[v, p]`.
+    """
+    # Rounding can put a cosine above 1 by a hair.
+    distance = np.maximum(2.0 - similarity, 0.0)
+    order = distance.argsort(axis=0, kind="stable")[:2]
+    best = np.take_along_axis(distance, order, axis=0)
+    # The mirror image of a head is almost the head, and displaced the other way: only alignment tells the two apart.
+    is_likely = best <= _LIKELY * best[:1]
+    pair, rank = np.nonzero(is_likely.T)
+    return pair, order[rank, pair]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ def _verdicts(
 ) -> tuple[Verdict, ...]:
     verdicts = []
     for sample, pair in enumerate(look.likeness.best_pair):
-        match = int(look.evidence.hits.training[pair])
+        match = int(look.evidence.training[pair])
         verdicts.append(
             Verdict(
                 score=float(scores[sample]),

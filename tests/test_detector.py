@@ -41,7 +41,7 @@ class CountingEncoder(nn.Module):
 @pytest.fixture(scope="module")
 def heads():
     """24 training, 80 held-out and 60 fresh patients."""
-    images = simulate_heads(164, shape=(32, 32)).images
+    images = simulate_heads(164, seed=1, shape=(32, 32)).images
     return images[:24], images[24:104], images[104:]
 
 
@@ -657,3 +657,24 @@ def test_a_patient_whose_name_was_merged_away_is_still_kept_out_of_the_control(h
 
     assert detector.training_groups == len(training) - 1
     assert detector.heldout_groups == 79
+
+
+def test_a_detector_that_was_saved_by_a_version_that_measured_otherwise_is_refused(fitted, tmp_path, monkeypatch):
+    monkeypatch.setattr("relict_lightning.fitted.MEASUREMENT_VERSION", 1)
+    saved = fitted.save(tmp_path / "detector")
+    monkeypatch.undo()
+
+    with pytest.raises(IndexStaleError, match="measurement 1, now 2"):
+        ReplicaDetector.load(saved)
+
+
+def test_a_control_that_was_measured_otherwise_is_measured_again(heads, tmp_path, monkeypatch):
+    training, heldout = heads[0], heads[1][:20]
+    monkeypatch.setattr("relict_lightning.detector.MEASUREMENT_VERSION", 1)
+    ReplicaDetector(cache_dir=tmp_path).fit(training, heldout)
+    before = {path.name for path in tmp_path.iterdir()}
+    monkeypatch.undo()
+
+    ReplicaDetector(cache_dir=tmp_path).fit(training, heldout)
+
+    assert len({path.name for path in tmp_path.iterdir()} - before) == 1

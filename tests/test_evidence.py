@@ -4,9 +4,11 @@ import torch
 from built_references import build
 from torch import nn
 
+from relict_lightning.comparison import MEASURES, compare_hits
 from relict_lightning.encoders import GradientEncoder
-from relict_lightning.evidence import Look, compare, judge
+from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.functional import mean_dice, structural_similarity
+from relict_lightning.population import describe_population
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 
@@ -35,17 +37,31 @@ def _queries(samples, mirrors):
     return make_queries(samples, maps, encoder=GradientEncoder(), mirrors=mirrors, device=CPU)
 
 
-def _look(samples, reference, *, max_shift=3, top_k=3):
+def _evidence(samples, maps, hits, reference, *, mirrors, align=True):
+    compared = compare_hits(
+        samples,
+        maps,
+        hits,
+        mirrors=mirrors,
+        align=align,
+        reference=reference,
+        population=describe_population(reference),
+        device=CPU,
+    )
+    return Evidence(hits=hits, mirrors=mirrors, compared=compared, image_sides=tuple(samples.shape[2:]))
+
+
+def _look(samples, reference, *, align=True, top_k=3):
     mirrors = ((), *((axis,) for axis in range(samples.ndim - 2)))
     queries = _queries(samples, mirrors)
     hits = retrieve(queries, reference, top_k=top_k)
     maps = label_maps(SEGMENTER, samples, device=CPU)
-    evidence = compare(samples, maps, hits, mirrors=mirrors, max_shift=max_shift, reference=reference, device=CPU)
+    evidence = _evidence(samples, maps, hits, reference, mirrors=mirrors, align=align)
     return evidence, judge(evidence, reference, count=len(samples))
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("spatial", [(32, 32), (20, 20, 20)], ids=["2-D", "3-D"])
+@pytest.mark.parametrize("spatial", [(32, 32), (24, 24, 24)], ids=["2-D", "3-D"])
 @pytest.mark.parametrize("axis", [None, 0, 1])
 @pytest.mark.parametrize("displaced", [False, True])
 def test_altered_copies_are_matched_moved_back_and_called_alike(spatial, channels, axis, displaced):
@@ -60,11 +76,12 @@ def test_altered_copies_are_matched_moved_back_and_called_alike(spatial, channel
 
     for sample, pair in enumerate(likeness.best_pair):
         measures = evidence.describe(int(pair))
-        assert evidence.hits.training[pair] == sample
+        assert evidence.training[pair] == sample
         assert evidence.transform(int(pair)).mirrored_axes == (() if axis is None else (axis,))
-        assert evidence.transform(int(pair)).shift_voxels == moves
-        assert measures["voxel"]["normalized_cross_correlation"] > 0.999
-        assert measures["voxel"]["structural_similarity"] > 0.99
+        assert evidence.transform(int(pair)).shift_voxels == pytest.approx(moves, abs=0.2)
+        # What is left of a displacement, a tenth of a voxel, blurs images as rough as these a little.
+        assert measures["voxel"]["normalized_cross_correlation"] > 0.98
+        assert measures["voxel"]["structural_similarity"] > 0.95
         assert measures["segmentation"]["mean_dice"] > 0.98
     assert (likeness.by_level[:, [0, 2]] > 0.9).all()
 
@@ -85,7 +102,7 @@ def test_gain_and_offset_do_not_hide_a_copy():
 
     evidence, likeness = _look(0.7 * training[:4] + 0.1, _reference(training))
 
-    assert evidence.hits.training[likeness.best_pair].tolist() == [0, 1, 2, 3]
+    assert evidence.training[likeness.best_pair].tolist() == [0, 1, 2, 3]
     assert (likeness.by_level > 0.5).all()
 
 
@@ -93,23 +110,25 @@ def test_measures_are_those_of_the_functions_without_transforms():
     training, samples = _smooth(6, 20, 20), _smooth(3, 20, 20, seed=1)
     reference = _reference(training)
 
-    evidence, _ = _look(samples, reference, max_shift=0)
+    evidence, _ = _look(samples, reference, align=False)
 
-    upright = evidence.hits.mirroring == 0
-    sample, patient = evidence.hits.sample[upright], evidence.hits.training[upright]
+    upright = evidence.hits.mirroring[evidence.compared.pairs] == 0
+    sample, patient = evidence.sample[upright], evidence.training[upright]
+    measures = {name: values[upright] for name, values in evidence.compared.measures.items()}
     stored = torch.from_numpy(reference.volumes(patient))
     labels = SEGMENTER(samples[sample]), torch.from_numpy(reference.label_maps[patient].astype(np.int64))
     pairs = torch.stack([samples[sample].flatten(1), stored.flatten(1)], dim=1).numpy()
     correlation = [np.corrcoef(pair)[0, 1] for pair in pairs]
     assert upright.sum() >= 3
-    np.testing.assert_allclose(evidence.normalized_cross_correlation[upright], correlation, atol=1e-5)
+    assert set(measures) == set(MEASURES)
+    np.testing.assert_allclose(measures["normalized_cross_correlation"], correlation, atol=1e-5)
     np.testing.assert_allclose(
-        evidence.structural_similarity[upright],
+        measures["structural_similarity"],
         structural_similarity(samples[sample], stored, data_range=1.0),
         atol=1e-5,
     )
-    np.testing.assert_allclose(evidence.mean_dice[upright], mean_dice(*labels, num_labels=4), atol=1e-6)
-    assert not evidence.shifts.any()
+    np.testing.assert_allclose(measures["mean_dice"], mean_dice(*labels, num_labels=4), atol=1e-6)
+    assert all(evidence.transform(pair).shift_voxels == (0.0, 0.0) for pair in range(len(evidence.sample)))
 
 
 def test_likeness_is_one_minus_nearest_over_the_mean_of_other_groups():
@@ -122,10 +141,10 @@ def test_likeness_is_one_minus_nearest_over_the_mean_of_other_groups():
     for column, level in enumerate(("voxel", "feature", "segmentation")):
         distance = 1 - evidence.similarity(level).astype(np.float64)
         for sample in range(4):
-            pairs = np.flatnonzero(evidence.hits.sample == sample)
+            pairs = np.flatnonzero(evidence.sample == sample)
             pairs = pairs[np.argsort(distance[pairs], kind="stable")]
-            nearest = groups[evidence.hits.training[pairs[0]]]
-            others = [distance[p] for p in pairs if groups[evidence.hits.training[p]] != nearest][:5]
+            nearest = groups[evidence.training[pairs[0]]]
+            others = [distance[p] for p in pairs if groups[evidence.training[p]] != nearest][:5]
             expected = 1 - distance[pairs[0]] / np.mean(others)
             assert likeness.by_level[sample, column] == pytest.approx(expected, abs=1e-4)
 
@@ -161,17 +180,10 @@ def test_a_segmenter_that_finds_nothing_gives_no_evidence():
     queries = _queries(training[:2], ((),))
     hits = retrieve(queries, reference, top_k=3)
 
-    evidence = compare(
-        training[:2],
-        torch.zeros(2, 20, 20, dtype=torch.long),
-        hits,
-        mirrors=((),),
-        max_shift=0,
-        reference=reference,
-        device=CPU,
-    )
+    nothing = torch.zeros(2, 20, 20, dtype=torch.long)
+    evidence = _evidence(training[:2], nothing, hits, reference, mirrors=((),))
 
-    assert not evidence.mean_dice.any()
+    assert not evidence.compared.measures["mean_dice"].any()
     assert not judge(evidence, reference, count=2).by_level[:, 2].any()
 
 
@@ -180,12 +192,12 @@ def test_chunks_of_pairs_change_no_number(monkeypatch):
     reference = _reference(training)
     evidence, _ = _look(samples, reference)
 
-    monkeypatch.setattr("relict_lightning.evidence._VOXELS_PER_CHUNK", 3 * 400)
+    monkeypatch.setattr("relict_lightning.comparison._VOXELS_AT_ONCE", 3 * 400)
     chunked, _ = _look(samples, reference)
 
-    np.testing.assert_allclose(chunked.normalized_cross_correlation, evidence.normalized_cross_correlation, atol=1e-6)
-    np.testing.assert_array_equal(chunked.shifts, evidence.shifts)
-    np.testing.assert_array_equal(chunked.mean_dice, evidence.mean_dice)
+    np.testing.assert_array_equal(chunked.compared.maps, evidence.compared.maps)
+    for name in MEASURES:
+        np.testing.assert_array_equal(chunked.compared.measures[name], evidence.compared.measures[name])
 
 
 def test_the_distance_to_training_is_that_to_the_nearest_hit():

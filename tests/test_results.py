@@ -16,7 +16,7 @@ def _verdict(**changes):
         "match": 4,
         "match_id": "scan 4",
         "match_group": "anna",
-        "transform": Transform(mirrored_axes=(1,), shift_voxels=(2, 0)),
+        "transform": Transform(mirrored_axes=(1,), shift_voxels=(2.0, 0.0)),
         "evidence": {
             "voxel": {"normalized_cross_correlation": 0.99},
             "feature": {"cosine_similarity": 0.98},
@@ -54,10 +54,12 @@ def test_a_rate_of_zero_has_an_interval():
     ("transform", "text", "is_identity"),
     [
         (Transform(), "as it is", True),
-        (Transform(shift_voxels=(0, 0)), "as it is", True),
+        (Transform(shift_voxels=(0.3, -0.2)), "as it is", True),
         (Transform(mirrored_axes=(1,)), "mirrored along axis 1", False),
-        (Transform(shift_voxels=(2, 0)), "shifted by (2, 0) voxels", False),
-        (Transform(mirrored_axes=(0, 2), shift_voxels=(0, -1, 0)), None, False),
+        (Transform(shift_voxels=(2.0, 0.0)), "shifted by (2, 0) voxels", False),
+        (Transform(rotation_degrees=4.06, scale=1.08), "turned by 4.1 degrees, enlarged by 1.08", False),
+        (Transform(rotation_degrees=0.9, scale=0.99), "as it is", True),
+        (Transform(mirrored_axes=(0, 2), shift_voxels=(0.02, -1.04, 0.0)), None, False),
     ],
 )
 def test_a_transform_reads_as_what_was_done(transform, text, is_identity):

@@ -8,6 +8,7 @@ from torch import nn
 
 from relict_lightning.index import coarse_view, feature_view, label_view
 from relict_lightning.retrieval import (
+    _likely_mirrorings,
     balanced_distances,
     make_queries,
     nearest_of_union,
@@ -88,7 +89,21 @@ def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
 
     hits = retrieve(_queries(samples), _reference(training, groups), top_k=top_k)
 
-    assert list(zip(hits.sample.tolist(), hits.training.tolist(), strict=True)) == sorted(expected)
+    pairs = list(zip(hits.sample.tolist(), hits.training.tolist(), strict=True))
+    assert sorted(set(pairs)) == sorted(expected)
+    # A pair occurs at most twice, under different mirrorings, and pairs are in order.
+    assert pairs == sorted(pairs)
+    assert max(pairs.count(pair) for pair in pairs) <= 2
+    assert len({*zip(pairs, hits.mirroring.tolist(), strict=True)}) == len(pairs)
+
+
+def test_a_second_mirroring_is_tried_where_it_is_at_most_half_as_far_again():
+    # Distances from 2: the first pair 0.4, 0.6, 0.5; the second 0.4, 0.7, 1.0; the third is equal to rounding.
+    similarity = np.array([[1.6, 1.6, 2.0 + 1e-7], [1.4, 1.3, 0.5], [1.5, 1.0, 0.4]])
+
+    pair, mirroring = _likely_mirrorings(similarity)
+
+    assert list(zip(pair.tolist(), mirroring.tolist(), strict=True)) == [(0, 0), (0, 2), (1, 0), (2, 0)]
 
 
 def test_a_patient_with_many_images_does_not_hide_the_others():

@@ -5,10 +5,12 @@ import pytest
 import torch
 from built_references import build
 
+from relict_lightning.comparison import compare_hits
 from relict_lightning.control import Control
 from relict_lightning.encoders import GradientEncoder
-from relict_lightning.evidence import Look, compare, judge
+from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.functional import benjamini_hochberg, simes_p_value, tail_p_value
+from relict_lightning.population import describe_population
 from relict_lightning.results import LEVELS
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
@@ -27,7 +29,11 @@ def _look(images, training):
     maps = label_maps(IntensitySegmenter(), images, device=CPU)
     queries = make_queries(images, maps, encoder=GradientEncoder(), mirrors=((),), device=CPU)
     hits = retrieve(queries, training, top_k=5)
-    evidence = compare(images, maps, hits, mirrors=((),), max_shift=0, reference=training, device=CPU)
+    population = describe_population(training)
+    compared = compare_hits(
+        images, maps, hits, mirrors=((),), align=False, reference=training, population=population, device=CPU
+    )
+    evidence = Evidence(hits=hits, mirrors=((),), compared=compared, image_sides=(24, 24))
     return Look(queries=queries, evidence=evidence, likeness=judge(evidence, training, count=len(images)))
 
 

@@ -10,10 +10,12 @@ Images are `[n, c, *spatial]` with two or three spatial axes, any floating dtype
 """
 
 from relict_lightning.functional.alignment import (
+    affine_coverage,
     affine_identity,
     align_affine,
     align_translation,
     compose_affine,
+    invert_affine,
     mirror,
     phase_correlation_shift,
     shift,
@@ -90,6 +92,7 @@ from relict_lightning.functional.voxel import (
 )
 
 __all__ = [
+    "affine_coverage",
     "affine_identity",
     "align_affine",
     "align_translation",
@@ -118,6 +121,7 @@ __all__ = [
     "euclidean_similarity",
     "frechet_distance",
     "hausdorff_distance_95",
+    "invert_affine",
     "local_normalized_cross_correlation",
     "matched_lesions",
     "maximum_samples",

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from relict_lightning.errors import ConfigurationError, InvalidImageError
 from relict_lightning.functional import (
+    affine_coverage,
     affine_identity,
     align_affine,
     compose_affine,
+    invert_affine,
     normalized_cross_correlation,
     shift,
     warp_affine,
@@ -129,6 +131,81 @@ def test_moving_twice_is_moving_by_the_composed_map():
     )
     torch.testing.assert_close(once, twice[..., 8:-8, 8:-8], atol=0.03, rtol=0)
     assert (turned_around - once).abs().max() > 0.05
+
+
+def _rotated(ndim, angle):
+    """Return one map that turns by an angle in the plane of the first two axes."""
+    maps = affine_identity(1, ndim)
+    maps[0, :2, :2] = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return maps
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_map_and_its_undoing_compose_to_no_motion_in_either_order(ndim):
+    maps = _maps(20, ndim, 0.1)
+
+    undone = invert_affine(maps)
+
+    for together in (compose_affine(maps, undone), compose_affine(undone, maps)):
+        torch.testing.assert_close(together, affine_identity(20, ndim), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_turn_is_undone_by_the_turn_back(ndim):
+    torch.testing.assert_close(invert_affine(_rotated(ndim, 0.3)), _rotated(ndim, -0.3))
+
+
+def test_no_maps_have_no_undoing():
+    assert invert_affine(affine_identity(0, 3)).shape == (0, 3, 4)
+
+
+def test_a_map_that_folds_the_image_flat_is_named():
+    maps = affine_identity(3, 2)
+    maps[1, 1, 1] = 0.0
+
+    with pytest.raises(ConfigurationError, match="Map 1 of 3 cannot be undone"):
+        invert_affine(maps)
+
+
+@pytest.mark.parametrize("sides", [(7, 10), (4, 5, 6)])
+def test_images_that_stay_where_they_are_have_all_voxels_of_their_own(sides):
+    assert affine_coverage(affine_identity(2, len(sides)), sides).tolist() == torch.ones(2, *sides).bool().tolist()
+
+
+@pytest.mark.parametrize("sides", [(8, 10), (8, 10, 6)])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_a_displaced_image_lacks_as_many_voxels_as_it_was_displaced_by(sides, axis):
+    maps = affine_identity(2, len(sides))
+    # By two voxels one way, and by three the other way; the side spans 2.
+    maps[0, axis, -1] = 2 * 2 / sides[axis]
+    maps[1, axis, -1] = -2 * 3 / sides[axis]
+
+    covered = affine_coverage(maps, sides).movedim(axis % len(sides) + 1, 1)
+
+    assert covered[0, :-2].all()
+    assert not covered[0, -2:].any()
+    assert covered[1, 3:].all()
+    assert not covered[1, :3].any()
+
+
+def test_what_is_not_covered_is_what_a_moved_image_repeats_from_its_edge():
+    maps = _maps(6, 2, 0.2)
+    framed = torch.nn.functional.pad(torch.ones(6, 1, 24, 24), [20] * 4)
+    # The same motion of an image that has a dark frame instead of a border; what is drawn from there is not its own.
+    wider = maps.clone()
+    wider[:, :, 2] *= 24 / 64
+
+    moved = warp_affine(framed, wider, interpolation="nearest")[:, 0, 20:-20, 20:-20]
+
+    covered = affine_coverage(maps, (24, 24))
+    assert torch.equal(covered, moved > 0)
+    assert 0.3 < float(covered.float().mean()) < 0.99
+
+
+@pytest.mark.parametrize(("ndim", "sides"), [(2, (8, 8, 8)), (3, (8, 8)), (2, (8,))])
+def test_coverage_of_another_number_of_sides_is_refused(ndim, sides):
+    with pytest.raises(ConfigurationError, match="maps must have shape"):
+        affine_coverage(affine_identity(1, ndim), sides)
 
 
 def test_label_maps_keep_their_labels():

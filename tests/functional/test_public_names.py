@@ -3,7 +3,9 @@ import relict_lightning.functional
 
 def test_the_public_functions_are_these():
     assert set(relict_lightning.functional.__all__) == {
+        "affine_coverage",
         "affine_identity",
+        "invert_affine",
         "align_affine",
         "align_translation",
         "area_under_roc",

@@ -125,7 +125,7 @@ def test_seconds_are_those_of_sampling_and_checking_together(report):
 
 @pytest.mark.parametrize(("shape", "images"), [((1, 16, 16), 3), ((1, 8, 8, 8), 9)])
 def test_a_pair_is_shown_as_sample_training_image_and_difference(report, pair, decoded, shape, images):
-    written = report(pairs=[pair(*shape, transform=Transform(mirrored_axes=(1,), shift_voxels=(2, 0)))])
+    written = report(pairs=[pair(*shape, transform=Transform(mirrored_axes=(1,), shift_voxels=(2.0, 0.0)))])
     page = Page(written)
 
     pixels = decoded(written)

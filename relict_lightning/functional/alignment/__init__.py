@@ -10,9 +10,11 @@ So whatever is aligned before it is compared must be compared with a control tha
 
 from relict_lightning.functional.alignment.affine import (
     AffineAlignment,
+    affine_coverage,
     affine_identity,
     align_affine,
     compose_affine,
+    invert_affine,
     warp_affine,
 )
 from relict_lightning.functional.alignment.mirroring import mirror
@@ -20,10 +22,12 @@ from relict_lightning.functional.alignment.translation import align_translation,
 
 __all__ = [
     "AffineAlignment",
+    "affine_coverage",
     "affine_identity",
     "align_affine",
     "align_translation",
     "compose_affine",
+    "invert_affine",
     "mirror",
     "phase_correlation_shift",
     "shift",

@@ -7,13 +7,15 @@ axis, in the order of the array's axes, so that one map serves all resolutions o
 - `align_affine`: the maps that move generated images onto training images.
 - `warp_affine`: images moved by maps.
 - `compose_affine`: one map for two.
+- `affine_coverage`: where moved images have voxels of their own.
+- `invert_affine`: the maps that undo maps.
 - `affine_identity`: the maps that leave images where they are.
 """
 
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -214,6 +216,55 @@ def compose_affine(
     # A few products elementwise, because the order of a sum in a matrix product may depend on the batch.
     linear = (first[:, :, :ndim, None] * second[:, None, :, :]).sum(dim=2)
     return torch.cat([linear[:, :, :ndim], linear[:, :, ndim:] + first[:, :, ndim:]], dim=2)
+
+
+def invert_affine(maps: Float[Tensor, "n ndim columns"]) -> Float[Tensor, "n ndim columns"]:
+    """Return the maps that undo maps.
+
+    Args:
+        maps: Maps that can be undone.
+
+    Returns:
+        One map per map.
+
+    Raises:
+        ConfigurationError: If a map folds the image flat and cannot be undone.
+
+    Example:
+        >>> invert_affine(torch.tensor([[[2.0, 0.0, 0.5], [0.0, 1.0, 0.0]]])).tolist()
+        [[[0.5, 0.0, -0.25], [0.0, 1.0, 0.0]]]
+    """
+    count, ndim, _ = maps.shape
+    bottom = torch.eye(ndim + 1, device=maps.device)[ndim:].expand(count, 1, ndim + 1)
+    inverse, failed = torch.linalg.inv_ex(torch.cat([maps, bottom], dim=1))
+    if failed.any():
+        raise ConfigurationError(
+            f"Map {int(failed.nonzero()[0])} of {count} cannot be undone, because its matrix is singular. Pass maps "
+            f"whose linear part has a determinant other than 0."
+        )
+    undone: Tensor = inverse[:, :ndim]
+    return undone
+
+
+def affine_coverage(maps: Float[Tensor, "n ndim columns"], sides: tuple[int, ...]) -> Bool[Tensor, "n *spatial"]:
+    """Return where images moved by maps have voxels of their own, rather than repetitions of their edge.
+
+    Args:
+        maps: Maps.
+        sides: Sides of the images.
+
+    Returns:
+        True where a voxel comes from inside the image.
+
+    Raises:
+        ConfigurationError: If the maps are of images with another number of sides.
+
+    Example:
+        >>> affine_coverage(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.5]]]), (1, 4)).tolist()
+        [[[True, True, True, False]]]
+    """
+    _check_maps(maps, count=len(maps), ndim=len(sides))
+    return (_grid(maps, sides).abs() <= 1).all(dim=-1)
 
 
 def _grid(maps: Tensor, sides: tuple[int, ...]) -> Tensor:
