@@ -139,6 +139,55 @@ def _best_patients(hits: Hits, codes: Array, score: Array) -> Array:
     return np.sort(np.array(chosen, dtype=np.int64))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Placed:
+    """Training images on one grid, one for each pair.
+
+    Attributes:
+        images: As they lie.
+        place: The maps that move them to where the population's mean lies.
+        own: Their residuals, there.
+        seen: Where they have voxels, there.
+        population: The population, on the same grid.
+    """
+
+    images: Tensor
+    place: Tensor
+    own: Tensor
+    seen: Tensor
+    population: Population
+
+    @classmethod
+    def of(cls, images: Tensor, place: Tensor, population: Population) -> "_Placed":
+        """Return training images that `place` moves to the population."""
+        own = population.residual(warp_affine(images, place))
+        seen = affine_coverage(place, tuple(images.shape[2:]))[:, None]
+        return cls(images=images, place=place, own=own, seen=seen, population=population)
+
+    def covered(self, samples: Tensor, maps: Tensor, *, steps: int) -> _Aligned:
+        """Return maps that also bring what sets the images apart to cover, where that makes them more alike."""
+        before, residual = self._compared(samples, maps)
+        salient, target = (functional.softshrink(values, _SALIENT) for values in (residual, self.own))
+        # Found where the population's mean lies, and wanted where the training image lies.
+        change = align_affine(salient, target, iterations=steps).maps
+        there = compose_affine(self.place, compose_affine(change, invert_affine(self.place)))
+        refined = compose_affine(maps, there)
+        return _best([_Aligned(maps, before), _Aligned(refined, self.likeness(samples, refined))])
+
+    def likeness(self, samples: Tensor, maps: Tensor) -> Tensor:
+        """Return the correlation of residuals where both images have voxels."""
+        return self._compared(samples, maps)[0]
+
+    def _compared(self, samples: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the correlation of residuals, and the residuals of the samples."""
+        together = compose_affine(maps, self.place)
+        residual = self.population.residual(warp_affine(samples, together))
+        seen = self.seen & affine_coverage(together, tuple(samples.shape[2:]))[:, None]
+        pairs = zip((residual * seen).flatten(1), (self.own * seen).flatten(1), strict=True)
+        # A sum of its own for every pair, because the order of one over several depends on how many they are.
+        return torch.stack([_cosine(*pair) for pair in pairs]), residual
+
+
 class _Work:
     """The samples and the training images of a comparison, on the working grid."""
 
@@ -159,11 +208,13 @@ class _Work:
         self.size = max(1, _VOXELS_AT_ONCE // int(np.prod(self.small.shape[1:])))
         bound = int(_SHIFT_SHARE * min(images.shape[2:]) / max(population.factors)) // 2
         self.max_shift = max(1, bound)
+        self.coarse = self.population.at_half_resolution()
         self.places: dict[int, Tensor] = {}
 
     def first_round(self, pairs: Array, *, align: bool) -> _Aligned:
         """Return the better of both alignments of each pair, on half the working grid."""
-        found = [self._first(some, align=align) for some in _parts(pairs, self.size)]
+        # Half the working grid takes an eighth of its memory in 3-D, and a quarter in 2-D.
+        found = [self._first(some, align=align) for some in _parts(pairs, 4 * self.size)]
         if not found:
             return _Aligned(affine_identity(0, self.images.ndim - 2), torch.zeros(0))
         return _Aligned(torch.cat([one.maps for one in found]).cpu(), torch.cat([one.score for one in found]).cpu())
@@ -173,13 +224,12 @@ class _Work:
         moved = np.zeros((len(pairs), *maps.shape[1:]), dtype=np.float32)
         values = {name: np.zeros(len(pairs), dtype=np.float32) for name in MEASURES}
         for here in _parts(np.arange(len(pairs)), self.size):
-            samples = self._samples(pairs[here])
-            patients, place = self._patients(pairs[here])
-            own = self.population.residual(warp_affine(patients, place))
-            map_ = maps[here].to(self.device)
+            samples, map_ = self._samples(pairs[here]), maps[here].to(self.device)
+            patients = _Placed.of(*self._patients(pairs[here]), self.population)
             if align:
-                map_ = self._refined(samples, patients, own, place, map_)
-            values["residual_correlation"][here] = self._likeness(samples, own, place, map_).cpu().numpy()
+                whole = align_affine(samples, patients.images, start=map_, iterations=_FINE_STEPS).maps
+                map_ = _best([patients.covered(samples, start, steps=_FINE_STEPS) for start in (map_, whole)]).maps
+            values["residual_correlation"][here] = patients.likeness(samples, map_).cpu().numpy()
             moved[here] = map_.cpu().numpy()
         # Whole images are many times as large as the working grid.
         for number, pair in enumerate(pairs):
@@ -188,61 +238,18 @@ class _Work:
         return moved, values
 
     def _first(self, pairs: Array, *, align: bool) -> _Aligned:
-        samples = self._samples(pairs)
-        patients, place = self._patients(pairs)
-        own = self.population.residual(warp_affine(patients, place))
+        samples = halved(self._samples(pairs))
+        images, place = self._patients(pairs)
+        patients = _Placed.of(halved(images), place, self.coarse)
         stay = affine_identity(len(pairs), samples.ndim - 2).to(self.device)
         if not align:
-            return _Aligned(stay, self._likeness(samples, own, place, stay, coarse=True))
-        small, target = halved(samples), halved(patients)
-        _, steps = align_translation(small, target, max_shift=self.max_shift)
-        sides = torch.tensor(small.shape[2:], device=self.device)
+            return _Aligned(stay, patients.likeness(samples, stay))
+        _, steps = align_translation(samples, patients.images, max_shift=self.max_shift)
+        sides = torch.tensor(samples.shape[2:], device=self.device)
         start = torch.cat([stay[:, :, :-1], (-2 * steps / sides)[:, :, None]], dim=2)
-        whole = align_affine(small, target, start=start, iterations=_COARSE_STEPS).maps
-        transplanted = self._covered(samples, own, place, stay, steps=_COARSE_STEPS, coarse=True)
-        score = self._likeness(samples, own, place, whole, coarse=True)
-        better = transplanted.score > score
-        maps = torch.where(better[:, None, None], transplanted.maps, whole)
-        return _Aligned(maps, torch.maximum(score, transplanted.score))
-
-    def _refined(self, samples: Tensor, patients: Tensor, own: Tensor, place: Tensor, maps: Tensor) -> Tensor:
-        """Return the best of the maps, of those that bring the whole images to cover, and what is their own."""
-        whole = align_affine(samples, patients, start=maps, iterations=_FINE_STEPS).maps
-        starts = [self._covered(samples, own, place, start, steps=_FINE_STEPS) for start in (maps, whole)]
-        better = starts[1].score > starts[0].score
-        return torch.where(better[:, None, None], starts[1].maps, starts[0].maps)
-
-    def _covered(
-        self, samples: Tensor, own: Tensor, place: Tensor, maps: Tensor, *, steps: int, coarse: bool = False
-    ) -> _Aligned:
-        """Return maps that also bring what sets the images apart to cover, where that makes them more alike."""
-        moved = functional.softshrink(self._residual(samples, place, maps), _SALIENT)
-        target = functional.softshrink(own, _SALIENT)
-        if coarse:
-            moved, target = halved(moved), halved(target)
-        # Found where the population's mean lies, and wanted where the training image lies.
-        change = align_affine(moved, target, iterations=steps).maps
-        there = compose_affine(place, compose_affine(change, invert_affine(place)))
-        refined = compose_affine(maps, there)
-        before, after = (self._likeness(samples, own, place, one, coarse=coarse) for one in (maps, refined))
-        return _Aligned(torch.where((after > before)[:, None, None], refined, maps), torch.maximum(before, after))
-
-    def _residual(self, samples: Tensor, place: Tensor, maps: Tensor) -> Tensor:
-        return self.population.residual(warp_affine(samples, compose_affine(maps, place)))
-
-    def _likeness(self, samples: Tensor, own: Tensor, place: Tensor, maps: Tensor, *, coarse: bool = False) -> Tensor:
-        """Return the correlation of residuals where both images have voxels.
-
-        On half the working grid (`coarse`) it forgives what a coarse alignment leaves.
-        """
-        together = compose_affine(maps, place)
-        sides = tuple(samples.shape[2:])
-        seen = (affine_coverage(together, sides) & affine_coverage(place, sides))[:, None]
-        one, other = self._residual(samples, place, maps) * seen, own * seen
-        if coarse:
-            one, other = halved(one), halved(other)
-        # A sum of its own for every pair, because the order of one over several depends on how many they are.
-        return torch.stack([_cosine(*pair) for pair in zip(one.flatten(1), other.flatten(1), strict=True)])
+        whole = align_affine(samples, patients.images, start=start, iterations=_COARSE_STEPS).maps
+        transplanted = patients.covered(samples, stay, steps=_COARSE_STEPS)
+        return _best([_Aligned(whole, patients.likeness(samples, whole)), transplanted])
 
     def _samples(self, pairs: Array) -> Tensor:
         """Return the samples of pairs on the working grid, mirrored."""
@@ -286,6 +293,16 @@ class _Work:
 
 def _parts(values: Array, size: int) -> list[Array]:
     return [values[start : start + size] for start in range(0, len(values), size)]
+
+
+def _best(found: Sequence[_Aligned]) -> _Aligned:
+    """Return the better of alignments, pair by pair; of equals the first."""
+    maps, score = found[0]
+    for other in found[1:]:
+        better = other.score > score
+        maps = torch.where(better[:, None, None], other.maps, maps)
+        score = torch.maximum(score, other.score)
+    return _Aligned(maps, score)
 
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:

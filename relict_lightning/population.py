@@ -92,6 +92,11 @@ class Population:
         independent: Tensor = vectors[:, sizes > _RANK_TOLERANCE * sizes[0]]
         return independent.float()
 
+    def at_half_resolution(self) -> "Population":
+        """Return the population on a grid of twice as large voxels."""
+        factors = tuple(factor * min(2, side) for factor, side in zip(self.factors, self.mean.shape[1:], strict=True))
+        return Population(factors=factors, mean=halved(self.mean[None])[0], spread=halved(self.spread[None])[0])
+
     def to(self, device: torch.device) -> "Population":
         """Return the population on a device."""
         return Population(factors=self.factors, mean=self.mean.to(device), spread=self.spread.to(device))
