@@ -28,6 +28,9 @@ from torch.nn import functional
 
 from relict_lightning.errors import ConfigurationError, InvalidImageError
 
+SMALLEST_SIDE = 4
+"""Images with a shorter side are not altered."""
+
 ALTERATION_NAMES: tuple[str, ...] = (
     "plain",
     "intensity",
@@ -175,8 +178,8 @@ def draw_alteration(name: str, shape: tuple[int, ...], *, stream: torch.Generato
         raise ConfigurationError(f"An alteration must be one of {ALTERATION_NAMES}, got {name!r}.")
     if not math.isfinite(strength):
         raise ConfigurationError(f"strength must be finite, got strength={strength}.")
-    if len(shape) not in (2, 3) or min(shape) < 4:
-        raise InvalidImageError(f"Images must have 2 or 3 sides of at least 4 voxels, got shape={shape}.")
+    if len(shape) not in (2, 3) or min(shape) < SMALLEST_SIDE:
+        raise InvalidImageError(f"Images must have 2 or 3 sides of at least {SMALLEST_SIDE} voxels, got shape={shape}.")
     if name == "intensity":
         gain, gamma = (
             math.exp(strength * _uniform(stream, math.log(low), math.log(high)))

@@ -23,12 +23,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from relict_lightning.alterations import SMALLEST_SIDE
 from relict_lightning.data import ImageFolder, images_at, open_images
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.index import Check, Store
 from relict_lightning.report import write_private, write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair
+from relict_lightning.self_test import SelfTest
 
 VERDICTS, SUMMARY, REPORT, PAIRS = "verdicts.csv", "summary.json", "report.html", "pairs.npz"
 
@@ -51,6 +53,7 @@ class AuditSettings:
         check: How a set that is in the cache is recognised.
         hash_ids: Whether ids and patients are known by keyed hashes only.
         num_workers: Processes that read ahead.
+        self_test: Copies of training images to plant per alteration, to see which the detector finds; 0 plants none.
     """
 
     fdr: float = 0.05
@@ -63,11 +66,14 @@ class AuditSettings:
     check: Check = "full"
     hash_ids: bool = False
     num_workers: int = 0
+    self_test: int = 4
 
     def __post_init__(self) -> None:
         """Check what the detector does not."""
         if self.num_pairs < 1:
             raise ConfigurationError(f"num_pairs must be at least 1, got {self.num_pairs}.")
+        if self.self_test < 0:
+            raise ConfigurationError(f"self_test must not be negative, got {self.self_test}.")
 
     def open_sets(
         self, training: Path, heldout: Path | None
@@ -104,11 +110,13 @@ class Audit:
         result: What the detector found.
         folder: Where the files lie, an absolute path.
         notes: What a reader of the numbers should know, one sentence each.
+        self_test: Which planted copies the detector found; None without held-out images, or where none were planted.
     """
 
     result: DetectionResult
     folder: Path
     notes: tuple[str, ...]
+    self_test: SelfTest | None
 
 
 def run_audit(
@@ -152,7 +160,13 @@ def run_audit(
         detector.fit(known, others)
         say(f"Checking {len(samples)} samples against {detector.training_groups} training patients.")
         result = detector.detect(samples)
+        self_test = None
+        if settings.self_test and detector.has_control and min(detector.image_shape[1:]) >= SMALLEST_SIDE:
+            say("Checking the detector itself on planted copies.")
+            self_test = detector.self_test(copies_per_alteration=settings.self_test)
     notes += _notes(result, known=known, others=others)
+    if self_test is not None and (warning := self_test.warning()) is not None:
+        notes.append(warning)
     seconds = time.perf_counter() - started
     say("Writing the results.")
     order = most_alike_first(result)
@@ -163,6 +177,7 @@ def run_audit(
         "False discovery rate of the verdicts": f"{settings.fdr:g}",
         "Hits per view": str(settings.top_k),
         "Alterations searched": settings.transforms,
+        "Planted copies found": "none were planted" if self_test is None else str(self_test.overall_recall),
         "Version": version("relict-lightning"),
     }
     write_report(
@@ -186,11 +201,12 @@ def run_audit(
         "heldout_patients": detector.heldout_groups,
         "seconds": round(seconds, 3),
         "notes": notes,
+        "self_test": None if self_test is None else self_test.to_dict(),
         "settings": {**sources, **asdict(settings), "version": version("relict-lightning")},
     }
     # Last, because its presence says that the audit is complete.
     write_private(output / SUMMARY, json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n")
-    return Audit(result=result, folder=output, notes=tuple(notes))
+    return Audit(result=result, folder=output, notes=tuple(notes), self_test=self_test)
 
 
 def most_alike_first(result: DetectionResult) -> list[int]:

@@ -131,6 +131,9 @@ def audit(
     store: Stored = Storage.FLOAT16,
     check: Checked = Check.FULL,
     num_workers: Workers = 0,
+    self_test: Annotated[
+        int, typer.Option(help="Copies of training images to plant per alteration, to see which are found; 0: none.")
+    ] = 4,
     *,
     hash_ids: HashIds = False,
     show_ids: Annotated[
@@ -151,6 +154,7 @@ def audit(
         check=check.value,
         hash_ids=hash_ids,
         num_workers=num_workers,
+        self_test=self_test,
     )
     finished = run_audit(
         generated,
@@ -171,6 +175,9 @@ def audit(
         typer.echo(f"Replica rate: {result.replica_rate} ({100 * result.replica_rate.confidence:g} % interval)")
     if result.memorization_p_value is not None:
         typer.echo(f"Memorization p-value: {result.memorization_p_value:.2g}")
+    if finished.self_test is not None:
+        typer.echo("Self-test on planted copies of training images:")
+        typer.echo(str(finished.self_test))
     typer.echo(f"Files: {REPORT}, {VERDICTS}, {SUMMARY} and {PAIRS} in {finished.folder}")
     typer.echo("They hold patient data, are readable by you only, and stayed on this machine.")
 

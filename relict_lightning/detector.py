@@ -32,6 +32,7 @@ from relict_lightning.errors import (
     EmptyDataError,
     IndexStaleError,
     InvalidImageError,
+    MissingControlError,
     NotFittedError,
     RelictWarning,
 )
@@ -56,11 +57,13 @@ from relict_lightning.index import (
     writing,
 )
 from relict_lightning.intensities import warn_of_other_intensities
+from relict_lightning.planting import plant_copies
 from relict_lightning.population import describe_population
 from relict_lightning.processes import Processes
 from relict_lightning.results import DetectionResult, MatchedPair
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
+from relict_lightning.self_test import SelfTest, evaluate_self_test
 from relict_lightning.verdicts import conclude, conclude_without_control
 
 _LOGGER = logging.getLogger(__name__)
@@ -315,6 +318,50 @@ class ReplicaDetector:
         fitted = self._state
         leaks = () if fitted.heldout is None else find_leaks(fitted.heldout, fitted.training)
         return TrainingAudit(duplicates=find_duplicates(fitted.training), leaks=leaks)
+
+    def self_test(self, *, copies_per_alteration: int = 4, seed: int = 0) -> SelfTest:
+        """Plant altered copies of training images, and return which of them are found.
+
+        "No replicas found" says something only where replicas would have been found. Copies are recoloured, shifted,
+        turned, mirrored, bent, cropped and transplanted, and take the road of samples; it costs as much as checking so
+        many samples.
+
+        Args:
+            copies_per_alteration: Copies per alteration, at least 1, each of another training patient.
+            seed: Seed of the choice of patients and strengths.
+
+        Raises:
+            NotFittedError: If `fit` was not called.
+            MissingControlError: If there are no held-out images.
+            ConfigurationError: If `copies_per_alteration` is below 1.
+
+        Example:
+            >>> images = torch.rand(60, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+            >>> detector = ReplicaDetector().fit(images[:30], images[30:])
+            >>> detector.self_test(copies_per_alteration=1).overall_recall.trials
+            8
+        """
+        fitted = self._state
+        if fitted.heldout is None or fitted.control is None:
+            raise MissingControlError(
+                "The self-test judges planted copies against held-out images, and there are none. "
+                "Pass them to `fit(training, heldout)`."
+            )
+        training, heldout = fitted.training, fitted.heldout
+        planted = self.processes.together(
+            lambda: plant_copies(training, heldout, copies_per_alteration=copies_per_alteration, seed=seed),
+            doing="Planting copies",
+        )
+        maps = planted.label_maps if fitted.needs_label_maps else self._segment(planted.images)
+        look = self._look(planted.images, maps)
+        return evaluate_self_test(
+            planted,
+            likeness=look.likeness.by_level,
+            matched_groups=training.group_codes[look.evidence.training[look.likeness.best_pair]],
+            source_groups=training.group_codes[planted.source],
+            control_likeness=fitted.control.likeness,
+            fdr=self.fdr,
+        )
 
     @property
     def is_fitted(self) -> bool:

@@ -16,6 +16,9 @@ Level = Literal["voxel", "feature", "segmentation"]
 # Motions below these are not seen in two images side by side; alignments of copies that were not moved stay below them.
 _VISIBLE_VOXELS, _VISIBLE_DEGREES, _VISIBLE_SCALE = 0.5, 1.0, 0.02
 
+# From a tenth on a share is said in percent.
+_PLURAL = 0.1
+
 LEVELS: tuple[Level, ...] = ("voxel", "feature", "segmentation")
 
 
@@ -185,6 +188,11 @@ class Transform:
         return parts
 
 
+def _one_in(p_value: float) -> str:
+    """Return a share as people picture it."""
+    return f"1 in {1 / p_value:.0f}" if p_value < _PLURAL else f"{100 * p_value:.0f} %"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The decision on one sample, and what it rests on.
@@ -211,6 +219,32 @@ class Verdict:
     transform: Transform
     evidence: Mapping[Level, Mapping[str, float]]
     level_p_values: Mapping[Level, float] = field(default_factory=dict)
+
+    @property
+    def explanation(self) -> str:
+        """The decision and its grounds in words; it names no patient.
+
+        Example:
+            >>> verdict = Verdict(
+            ...     score=8.0, p_value=0.0004, is_replica=True, match=7, match_id="scan 7", match_group="anna",
+            ...     transform=Transform(), evidence={"segmentation": {"mean_dice": 0.91}},
+            ... )
+            >>> verdict.explanation
+            'Replica of training image 7: mean dice 0.91; p = 0.0004.'
+        """
+        moved = "" if self.transform.is_identity else f", {self.transform}"
+        named = [pair for of_level in self.evidence.values() for pair in of_level.items()]
+        measures = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in named)
+        start = "Replica of" if self.is_replica else "No replica; most like"
+        if math.isnan(self.p_value):
+            unknown = "without held-out images nothing says how unusual that is."
+            return f"Most like training image {self.match}{moved}: {measures}; {unknown}"
+        shares = [
+            f"{_one_in(p_value)} {'comes' if p_value < _PLURAL else 'come'} this close at {level} level"
+            for level, p_value in self.level_p_values.items()
+        ]
+        of_unseen = f" Of unseen patients, {', '.join(shares)}." if shares else ""
+        return f"{start} training image {self.match}{moved}: {measures}; p = {self.p_value:.2g}.{of_unseen}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from relict_lightning.audit_rating import (
 )
 from relict_lightning.errors import ConfigurationError, EmptyDataError, UnreadableDataError
 from relict_lightning.prebuild import prebuild_index
+from relict_lightning.self_test import SelfTest
 from relict_lightning.testing import PlantedSamples, plant_replicas, simulate_heads
 
 SETTINGS = AuditSettings()
@@ -93,6 +94,30 @@ def test_the_summary_holds_the_rate_with_its_exact_interval_and_the_settings(aud
     assert summary["memorization_p_value"] < 0.01
     assert summary["settings"]["training"] == str(sets["training"])
     assert (summary["training_patients"], summary["heldout_patients"]) == (16, 60)
+
+
+def test_the_detector_itself_is_checked_on_planted_copies(audit):
+    summary = json.loads((audit.folder / "summary.json").read_text())
+
+    test = audit.self_test
+    assert SelfTest.from_dict(summary["self_test"]) == test
+    assert test.overall_recall.trials == 4 * 8
+    assert test.heldout_false_positive_rate.trials == 60
+    recall = {one.alteration: one.recall.value for one in test.alterations}
+    assert recall["plain"] == recall["mirror"] == 1
+    assert "Planted copies found" in (audit.folder / "report.html").read_text()
+    # Transplanted pieces of so small an image are not found, and the reader of "no replicas" must know.
+    assert test.warning() in audit.notes
+    assert "transplanted" in test.warning()
+
+
+def test_an_audit_plants_no_copies_where_that_was_not_asked_for(sets, tmp_path):
+    audit = run_audit(**sets, output=tmp_path / "audit", settings=AuditSettings(self_test=0))
+
+    assert audit.self_test is None
+    assert json.loads((audit.folder / "summary.json").read_text())["self_test"] is None
+    with pytest.raises(ConfigurationError, match="self_test must not be negative, got -1"):
+        AuditSettings(self_test=-1)
 
 
 def test_every_file_of_an_audit_and_its_folder_are_for_their_owner_only(audit):

@@ -91,13 +91,16 @@ def test_every_option_of_an_audit_reaches_its_settings(sets, tmp_path):
         "audit", sets["samples.npy"], "--training", sets["training"], "--heldout", sets["heldout"],
         "--output", tmp_path / "audit", "--fdr", 0.2, "--top-k", 3, "--transforms", "none", "--pattern", "*.npy",
         "--groups", "stem", "--pairs", 5, "--cache-dir", tmp_path / "cache", "--show-ids",
+        "--self-test", 1,
     )  # fmt: skip
 
     settings = json.loads((tmp_path / "audit" / "summary.json").read_text())["settings"]
     assert result.exit_code == 0
-    assert {name: settings[name] for name in ("fdr", "top_k", "transforms", "pattern", "groups", "num_pairs")} == {
-        "fdr": 0.2, "top_k": 3, "transforms": "none", "pattern": "*.npy", "groups": "stem", "num_pairs": 5
+    expected = {
+        "fdr": 0.2, "top_k": 3, "transforms": "none", "pattern": "*.npy", "groups": "stem", "num_pairs": 5,
+        "self_test": 1,
     }  # fmt: skip
+    assert {name: settings[name] for name in expected} == expected
     assert len(np.load(tmp_path / "audit" / "pairs.npz")["sample"]) == 5
     assert "match_group" in (tmp_path / "audit" / "verdicts.csv").read_text()
     assert any((tmp_path / "cache").iterdir())

@@ -9,12 +9,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from relict_lightning import ReplicaDetector
+from relict_lightning.alterations import ALTERATION_NAMES
 from relict_lightning.errors import (
     ConfigurationError,
     EmptyDataError,
     IndexCorruptError,
     IndexStaleError,
     InvalidImageError,
+    MissingControlError,
     NondeterministicDataError,
     NotFittedError,
     RelictError,
@@ -154,7 +156,7 @@ def test_volumes_are_checked_like_slices():
 def test_images_of_two_channels_are_checked(heads):
     training, heldout, fresh = (torch.cat([images, 1 - images], 1) for images in heads)
 
-    result = ReplicaDetector().fit(training, heldout).detect(torch.cat([training[:5], fresh[:5]]))
+    result = ReplicaDetector(fdr=0.02).fit(training, heldout).detect(torch.cat([training[:5], fresh[5:10]]))
 
     assert [verdict.is_replica for verdict in result.verdicts] == [True] * 5 + [False] * 5
 
@@ -678,3 +680,24 @@ def test_a_control_that_was_measured_otherwise_is_measured_again(heads, tmp_path
     ReplicaDetector(cache_dir=tmp_path).fit(training, heldout)
 
     assert len({path.name for path in tmp_path.iterdir()} - before) == 1
+
+
+def test_the_self_test_finds_copies_that_were_moved_and_recoloured(fitted):
+    test = fitted.self_test(copies_per_alteration=3)
+
+    recall = {one.alteration: one.recall for one in test.alterations}
+    assert set(recall) == set(ALTERATION_NAMES)
+    for name in ("plain", "intensity", "mirror", "rotation"):
+        assert (recall[name].successes, recall[name].trials) == (3, 3)
+    assert recall["shift"].successes >= 2
+    assert test.heldout_false_positive_rate.trials == 80
+    assert repr(fitted.self_test(copies_per_alteration=3)) == repr(test)
+
+
+def test_the_self_test_needs_held_out_images(heads):
+    detector = ReplicaDetector().fit(heads[0])
+
+    with pytest.raises(MissingControlError, match=r"fit\(training, heldout\)"):
+        detector.self_test()
+    with pytest.raises(NotFittedError):
+        ReplicaDetector().self_test()

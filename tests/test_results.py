@@ -117,3 +117,18 @@ def test_results_take_keywords_only():
 
 def test_the_levels_are_voxel_feature_and_segmentation():
     assert LEVELS == ("voxel", "feature", "segmentation")
+
+
+def test_a_verdict_explains_itself_without_naming_a_patient():
+    replica = _verdict(p_value=0.0004, level_p_values={"voxel": 0.002, "feature": 0.3})
+    other = _verdict(is_replica=False, transform=Transform(), p_value=0.4)
+    unjudged = _verdict(is_replica=False, p_value=math.nan, level_p_values={})
+
+    assert replica.explanation == (
+        "Replica of training image 4, mirrored along axis 1, shifted by (2, 0) voxels: normalized cross correlation "
+        "0.99, cosine similarity 0.98, mean dice 0.97; p = 0.0004. Of unseen patients, 1 in 500 comes this close at "
+        "voxel level, 30 % come this close at feature level."
+    )
+    assert other.explanation.startswith("No replica; most like training image 4: normalized")
+    assert unjudged.explanation.endswith("nothing says how unusual that is.")
+    assert all("anna" not in verdict.explanation for verdict in (replica, other, unjudged))
