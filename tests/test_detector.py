@@ -230,7 +230,8 @@ def test_matched_pairs_show_the_sample_moved_onto_its_match(fitted, planted, hea
 
     pair = fitted.matched_pairs(planted.images, result, [position])[0]
 
-    torch.testing.assert_close(pair.generated, planted.images[position].flip(-1))
+    # The alignment may move a copy that was only mirrored by some thousandths of a voxel.
+    torch.testing.assert_close(pair.generated, planted.images[position].flip(-1), atol=2**-10, rtol=0)
     torch.testing.assert_close(pair.training, heads[0][planted.source[position]], atol=2**-11, rtol=0)
     assert pair.verdict is result.verdicts[position]
 
