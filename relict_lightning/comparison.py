@@ -4,7 +4,9 @@ In two rounds, which samples and control go through alike. The first looks at ev
 from two starts. A copy may have been moved as a whole: then the whole images are brought to cover, by phase correlation
 and an affine refinement. Or a lesion may have been transplanted to the same place in another head: then images stay,
 and only what sets them apart from the population (`Population.residual`) is brought to cover. The second round takes
-the best hit of each of the patients that fit best, refines it on the working grid, and measures at full resolution.
+the best hit of each of the patients that fit best, moved or as they lie, refines it on the working grid, and measures
+at full resolution, once moved and once unmoved. Both count, because an alignment brings unlike people closer too: a
+copy that was not moved, or not yet complete, stands out most where nothing is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,13 +42,16 @@ MEASURES = (
     "residual_correlation",
     "normalized_cross_correlation",
     "structural_similarity",
+    "unmoved_similarity",
     "mean_dice",
+    "unmoved_dice",
 )
 
 MEASUREMENT_VERSION = 2
 """Raised whenever the same images get other measures: a control that was measured otherwise is not compared with."""
 
-# Patients per sample that are compared in full: the best one, and five others to say what is usual.
+# Patients per sample that are compared in full, of those that fit best when moved and of those that do as they lie: the
+# best one, and five others to say what is usual.
 _PATIENTS = 6
 # What is brought to cover where images stay is beyond usual variation: 5 % of a normal variable lies further off.
 _SALIENT = 2.0
@@ -57,6 +62,14 @@ _COARSE_STEPS, _FINE_STEPS = 8, 6
 _SHIFT_SHARE = 0.1
 # Voxels of images that are held at once for a step, which bounds its memory to some 100 MiB.
 _VOXELS_AT_ONCE = 1 << 18
+
+
+class _FirstLook(NamedTuple):
+    """Maps of pairs, how well they bring the two images to cover, and how well the images cover as they lie."""
+
+    maps: Tensor
+    score: Tensor
+    unmoved: Tensor
 
 
 class _Aligned(NamedTuple):
@@ -108,11 +121,12 @@ def compare_hits(
     held = np.flatnonzero(reference.stored.holds(hits.training) & reference.label_maps.holds(hits.training))
     work = _Work(images, label_maps, hits, mirrors, reference, population.to(device), device)
     count, ndim = len(hits.sample), images.ndim - 2
-    maps, score = affine_identity(count, ndim), torch.zeros(count)
+    maps, score, unmoved = affine_identity(count, ndim), torch.zeros(count), torch.zeros(count)
     first = reference.processes.gather(lambda: (held, work.first_round(held, align=align)), doing="Aligning images")
-    for pairs, aligned in first:
-        maps[pairs], score[pairs] = aligned.maps, aligned.score
-    chosen = _best_patients(hits, reference.group_codes[hits.training], score.numpy())
+    for pairs, look in first:
+        maps[pairs], score[pairs], unmoved[pairs] = look
+    codes = reference.group_codes[hits.training]
+    chosen = np.union1d(*(_best_patients(hits, codes, by.numpy()) for by in (score, unmoved)))
     measures = {name: np.zeros(len(chosen), dtype=np.float32) for name in MEASURES}
     places = np.flatnonzero(np.isin(chosen, held))
     second = reference.processes.gather(
@@ -211,13 +225,13 @@ class _Work:
         self.coarse = self.population.at_half_resolution()
         self.places: dict[int, Tensor] = {}
 
-    def first_round(self, pairs: Array, *, align: bool) -> _Aligned:
+    def first_round(self, pairs: Array, *, align: bool) -> _FirstLook:
         """Return the better of both alignments of each pair, on half the working grid."""
         # Half the working grid takes an eighth of its memory in 3-D, and a quarter in 2-D.
         found = [self._first(some, align=align) for some in _parts(pairs, 4 * self.size)]
         if not found:
-            return _Aligned(affine_identity(0, self.images.ndim - 2), torch.zeros(0))
-        return _Aligned(torch.cat([one.maps for one in found]).cpu(), torch.cat([one.score for one in found]).cpu())
+            return _FirstLook(affine_identity(0, self.images.ndim - 2), torch.zeros(0), torch.zeros(0))
+        return _FirstLook(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
     def second_round(self, pairs: Array, maps: Tensor, *, align: bool) -> tuple[Array, Mapping[str, Array]]:
         """Return refined maps of pairs, and their measures."""
@@ -237,19 +251,20 @@ class _Work:
                 values[name][number] = value
         return moved, values
 
-    def _first(self, pairs: Array, *, align: bool) -> _Aligned:
+    def _first(self, pairs: Array, *, align: bool) -> _FirstLook:
         samples = halved(self._samples(pairs))
         images, place = self._patients(pairs)
         patients = _Placed.of(halved(images), place, self.coarse)
         stay = affine_identity(len(pairs), samples.ndim - 2).to(self.device)
+        unmoved = patients.likeness(samples, stay)
         if not align:
-            return _Aligned(stay, patients.likeness(samples, stay))
+            return _FirstLook(stay, unmoved, unmoved)
         _, steps = align_translation(samples, patients.images, max_shift=self.max_shift)
         sides = torch.tensor(samples.shape[2:], device=self.device)
         start = torch.cat([stay[:, :, :-1], (-2 * steps / sides)[:, :, None]], dim=2)
         whole = align_affine(samples, patients.images, start=start, iterations=_COARSE_STEPS).maps
         transplanted = patients.covered(samples, stay, steps=_COARSE_STEPS)
-        return _best([_Aligned(whole, patients.likeness(samples, whole)), transplanted])
+        return _FirstLook(*_best([_Aligned(whole, patients.likeness(samples, whole)), transplanted]), unmoved)
 
     def _samples(self, pairs: Array) -> Tensor:
         """Return the samples of pairs on the working grid, mirrored."""
@@ -278,17 +293,35 @@ class _Work:
         patient = torch.from_numpy(self.reference.volumes(training)).to(self.device)
         labels = torch.from_numpy(self.reference.label_maps[training].astype(np.int64)).to(self.device)
         sample = torch.from_numpy(self.hits.sample[some])
-        moved = warp_affine(mirror(self.images[sample].to(self.device), axes), map_)
+        image = mirror(self.images[sample].to(self.device), axes)
         # Labels are whole numbers, which float32 holds exactly.
         own_labels = mirror(self.label_maps[sample].to(self.device)[:, None].float(), axes)
-        own_labels = warp_affine(own_labels, map_, interpolation="nearest")[:, 0].long()
-        # Two at least, because a segmenter may find nothing but background.
-        num_labels = max(2, int(max(own_labels.max(), labels.max())) + 1)
+        moved_labels = warp_affine(own_labels, map_, interpolation="nearest")
+        correlation, structure = _voxel_measures(warp_affine(image, map_), patient)
+        still_correlation, still_structure = _voxel_measures(image, patient)
         return {
-            "normalized_cross_correlation": float(normalized_cross_correlation(moved, patient)),
-            "structural_similarity": float(structural_similarity(moved, patient, data_range=1.0)),
-            "mean_dice": float(mean_dice(own_labels, labels, num_labels=num_labels)),
+            "normalized_cross_correlation": correlation,
+            "structural_similarity": structure,
+            # The structural similarity of two blank images is 1, and no evidence of anything.
+            "unmoved_similarity": (still_correlation + still_structure) / 2 if still_correlation else 0.0,
+            "mean_dice": _dice(moved_labels, labels),
+            "unmoved_dice": _dice(own_labels, labels),
         }
+
+
+def _voxel_measures(image: Tensor, patient: Tensor) -> tuple[float, float]:
+    """Return correlation and structural similarity of one pair."""
+    return (
+        float(normalized_cross_correlation(image, patient)),
+        float(structural_similarity(image, patient, data_range=1.0)),
+    )
+
+
+def _dice(own_labels: Tensor, labels: Tensor) -> float:
+    """Return the mean Dice of one pair of label maps, `[1, 1, *spatial]` and `[1, *spatial]`."""
+    # Two at least, because a segmenter may find nothing but background.
+    num_labels = max(2, int(max(own_labels.max(), labels.max())) + 1)
+    return float(mean_dice(own_labels[:, 0].long(), labels, num_labels=num_labels))
 
 
 def _parts(values: Array, size: int) -> list[Array]:

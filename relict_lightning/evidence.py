@@ -51,23 +51,25 @@ class Evidence:
         training: Array = self.hits.training[self.compared.pairs]
         return training
 
-    def similarity(self, level: Level) -> Array:
-        """Return one similarity per compared pair, at most 1, larger for more alike.
+    def similarities(self, level: Level) -> tuple[Array, ...]:
+        """Return similarities of every compared pair, at most 1, larger for more alike, each `[p]`.
 
-        At voxel level it is the correlation of what sets the two images apart from the population.
+        At voxel level they are the correlation of what sets the two images apart from the population, after alignment,
+        and the mean of correlation and structural similarity of the images as they lie; at segmentation level the
+        Dice of label maps, moved and as they lie.
         """
         measures = self.compared.measures
         if level == "feature":
-            similarity: Array = self.hits.feature_similarity[self.compared.pairs]
-            return similarity
-        return measures["residual_correlation" if level == "voxel" else "mean_dice"]
+            return (self.hits.feature_similarity[self.compared.pairs],)
+        names = ("residual_correlation", "unmoved_similarity") if level == "voxel" else ("mean_dice", "unmoved_dice")
+        return tuple(measures[name] for name in names)
 
     def describe(self, pair: int) -> dict[Level, dict[str, float]]:
         """Return the measures of one compared pair, per level, by name."""
         values = {name: float(of_pairs[pair]) for name, of_pairs in self.compared.measures.items()}
         cosine = float(self.hits.feature_similarity[self.compared.pairs[pair]])
-        dice = values.pop("mean_dice")
-        return {"voxel": values, "feature": {"cosine_similarity": cosine}, "segmentation": {"mean_dice": dice}}
+        dice = {name: values.pop(name) for name in ("mean_dice", "unmoved_dice")}
+        return {"voxel": values, "feature": {"cosine_similarity": cosine}, "segmentation": dice}
 
     def transform(self, pair: int) -> Transform:
         """Return how the sample of one compared pair was moved onto the training image."""
@@ -126,20 +128,28 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
     """
     codes = torch.from_numpy(reference.group_codes[evidence.training])
     # Rounding can put the similarity of two equal images above 1 by a hair.
-    distances = {level: torch.from_numpy(1.0 - evidence.similarity(level)).float().clamp_min(0) for level in LEVELS}
+    distances = {
+        level: [torch.from_numpy(1.0 - similarity).float().clamp_min(0) for similarity in evidence.similarities(level)]
+        for level in LEVELS
+    }
     by_level = np.zeros((count, len(LEVELS)))
     best_pair = np.zeros(count, dtype=np.int64)
-    starts = np.searchsorted(evidence.sample, np.arange(count + 1))
-    for sample, (start, stop) in enumerate(pairwise(starts)):
+    for sample, (start, stop) in enumerate(pairwise(np.searchsorted(evidence.sample, np.arange(count + 1)))):
         over_levels = np.zeros(stop - start)
         for column, level in enumerate(LEVELS):
-            distance, order = distances[level][start:stop].sort()
-            groups = codes[start:stop][order]
-            by_level[sample, column] = float(copy_likeness(distance[None], groups[None]))
-            others = distance[groups != groups[0]][:5].mean().clamp_min(1e-12)
-            over_levels += (1 - distances[level][start:stop] / others).numpy()
+            found = [_judged(one[start:stop], codes[start:stop]) for one in distances[level]]
+            by_level[sample, column] = np.mean([likeness for likeness, _ in found])
+            over_levels += np.mean([of_pairs for _, of_pairs in found], axis=0)
         best_pair[sample] = start + int(over_levels.argmax())
     return Likeness(by_level=by_level, best_pair=best_pair, neighbor_ratio=_neighbor_ratios(evidence.hits, reference))
+
+
+def _judged(distance: torch.Tensor, codes: torch.Tensor) -> tuple[float, Array]:
+    """Return a sample's copy-likeness by one measure, and that of each of its pairs."""
+    ordered, order = distance.sort()
+    groups = codes[order]
+    others = ordered[groups != groups[0]][:5].mean().clamp_min(1e-12)
+    return float(copy_likeness(ordered[None], groups[None])), (1 - distance / others).numpy()
 
 
 def _neighbor_ratios(hits: Hits, reference: Reference) -> Array:

@@ -139,14 +139,16 @@ def test_likeness_is_one_minus_nearest_over_the_mean_of_other_groups():
     evidence, likeness = _look(_smooth(4, 20, 20, seed=1), reference, top_k=7)
 
     for column, level in enumerate(("voxel", "feature", "segmentation")):
-        distance = 1 - evidence.similarity(level).astype(np.float64)
         for sample in range(4):
-            pairs = np.flatnonzero(evidence.sample == sample)
-            pairs = pairs[np.argsort(distance[pairs], kind="stable")]
-            nearest = groups[evidence.training[pairs[0]]]
-            others = [distance[p] for p in pairs if groups[evidence.training[p]] != nearest][:5]
-            expected = 1 - distance[pairs[0]] / np.mean(others)
-            assert likeness.by_level[sample, column] == pytest.approx(expected, abs=1e-4)
+            expected = []
+            for similarity in evidence.similarities(level):
+                distance = 1 - similarity.astype(np.float64)
+                pairs = np.flatnonzero(evidence.sample == sample)
+                pairs = pairs[np.argsort(distance[pairs], kind="stable")]
+                nearest = groups[evidence.training[pairs[0]]]
+                others = [distance[p] for p in pairs if groups[evidence.training[p]] != nearest][:5]
+                expected.append(1 - distance[pairs[0]] / np.mean(others))
+            assert likeness.by_level[sample, column] == pytest.approx(np.mean(expected), abs=1e-4)
 
 
 def test_a_second_scan_of_the_copied_patient_does_not_hide_the_copy():
