@@ -245,10 +245,11 @@ class _Work:
                 map_ = _best([patients.covered(samples, start, steps=_FINE_STEPS) for start in (map_, whole)]).maps
             values["residual_correlation"][here] = patients.likeness(samples, map_).cpu().numpy()
             moved[here] = map_.cpu().numpy()
-        # Whole images are many times as large as the working grid.
-        for number, pair in enumerate(pairs):
-            for name, value in self._in_full(int(pair), torch.from_numpy(moved[number : number + 1])).items():
-                values[name][number] = value
+        # Whole images may be many times as large as the working grid.
+        whole_size = max(1, _VOXELS_AT_ONCE // int(np.prod(self.images.shape[1:])))
+        for here in _parts(np.arange(len(pairs)), whole_size):
+            for name, of_pairs in self._in_full(pairs[here], torch.from_numpy(moved[here])).items():
+                values[name][here] = of_pairs
         return moved, values
 
     def _first(self, pairs: Array, *, align: bool) -> _FirstLook:
@@ -268,12 +269,7 @@ class _Work:
 
     def _samples(self, pairs: Array) -> Tensor:
         """Return the samples of pairs on the working grid, mirrored."""
-        taken = self.small[torch.from_numpy(self.hits.sample[pairs])]
-        for mirroring, axes in enumerate(self.mirrors):
-            here = torch.from_numpy(np.flatnonzero(self.hits.mirroring[pairs] == mirroring))
-            if axes and len(here):
-                taken[here] = mirror(taken[here], axes)
-        return taken
+        return self._mirrored(self.small[torch.from_numpy(self.hits.sample[pairs])], pairs)
 
     def _patients(self, pairs: Array) -> tuple[Tensor, Tensor]:
         """Return the training images of pairs on the working grid, and the maps that place them on the population."""
@@ -285,43 +281,50 @@ class _Work:
         places = torch.stack([self.places[int(name)] for name in names])
         return patients[torch.from_numpy(of_pair)], places[torch.from_numpy(of_pair)]
 
-    def _in_full(self, pair: int, map_: Tensor) -> dict[str, float]:
-        """Return the measures of one pair at full resolution."""
-        some = slice(pair, pair + 1)
-        axes, map_ = self.mirrors[self.hits.mirroring[pair]], map_.to(self.device)
-        training = self.hits.training[some]
-        patient = torch.from_numpy(self.reference.volumes(training)).to(self.device)
+    def _in_full(self, pairs: Array, maps: Tensor) -> dict[str, Array]:
+        """Return the measures of pairs at full resolution."""
+        maps, training = maps.to(self.device), self.hits.training[pairs]
+        patients = torch.from_numpy(self.reference.volumes(training)).to(self.device)
         labels = torch.from_numpy(self.reference.label_maps[training].astype(np.int64)).to(self.device)
-        sample = torch.from_numpy(self.hits.sample[some])
-        image = mirror(self.images[sample].to(self.device), axes)
+        sample = torch.from_numpy(self.hits.sample[pairs])
         # Labels are whole numbers, which float32 holds exactly.
-        own_labels = mirror(self.label_maps[sample].to(self.device)[:, None].float(), axes)
-        moved_labels = warp_affine(own_labels, map_, interpolation="nearest")
-        correlation, structure = _voxel_measures(warp_affine(image, map_), patient)
-        still_correlation, still_structure = _voxel_measures(image, patient)
+        images, own = self.images[sample].to(self.device), self.label_maps[sample].to(self.device)[:, None].float()
+        images, own = self._mirrored(images, pairs), self._mirrored(own, pairs)
+        correlation, structure = _voxel_measures(warp_affine(images, maps), patients)
+        still_correlation, still_structure = _voxel_measures(images, patients)
+        # The structural similarity of two blank images is 1, and no evidence of anything.
+        still = np.where(still_correlation == 0, 0.0, (still_correlation + still_structure) / 2)
         return {
             "normalized_cross_correlation": correlation,
             "structural_similarity": structure,
-            # The structural similarity of two blank images is 1, and no evidence of anything.
-            "unmoved_similarity": (still_correlation + still_structure) / 2 if still_correlation else 0.0,
-            "mean_dice": _dice(moved_labels, labels),
-            "unmoved_dice": _dice(own_labels, labels),
+            "unmoved_similarity": still,
+            "mean_dice": _dice(warp_affine(own, maps, interpolation="nearest"), labels),
+            "unmoved_dice": _dice(own, labels),
         }
 
+    def _mirrored(self, taken: Tensor, pairs: Array) -> Tensor:
+        """Return images of pairs, mirrored as the pairs are."""
+        for mirroring, axes in enumerate(self.mirrors):
+            here = torch.from_numpy(np.flatnonzero(self.hits.mirroring[pairs] == mirroring))
+            if axes and len(here):
+                taken[here] = mirror(taken[here], axes)
+        return taken
 
-def _voxel_measures(image: Tensor, patient: Tensor) -> tuple[float, float]:
-    """Return correlation and structural similarity of one pair."""
+
+def _voxel_measures(images: Tensor, patients: Tensor) -> tuple[Array, Array]:
+    """Return correlation and structural similarity of pairs."""
     return (
-        float(normalized_cross_correlation(image, patient)),
-        float(structural_similarity(image, patient, data_range=1.0)),
+        normalized_cross_correlation(images, patients).cpu().numpy(),
+        structural_similarity(images, patients, data_range=1.0).cpu().numpy(),
     )
 
 
-def _dice(own_labels: Tensor, labels: Tensor) -> float:
-    """Return the mean Dice of one pair of label maps, `[1, 1, *spatial]` and `[1, *spatial]`."""
+def _dice(own: Tensor, labels: Tensor) -> Array:
+    """Return the mean Dice of pairs of label maps, `[n, 1, *spatial]` and `[n, *spatial]`."""
     # Two at least, because a segmenter may find nothing but background.
-    num_labels = max(2, int(max(own_labels.max(), labels.max())) + 1)
-    return float(mean_dice(own_labels[:, 0].long(), labels, num_labels=num_labels))
+    num_labels = max(2, int(max(own.max(), labels.max())) + 1)
+    dice: Array = mean_dice(own[:, 0].long(), labels, num_labels=num_labels).cpu().numpy()
+    return dice
 
 
 def _parts(values: Array, size: int) -> list[Array]:

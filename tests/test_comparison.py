@@ -69,7 +69,7 @@ def test_a_copy_that_was_moved_is_moved_back_and_most_alike_to_its_original(
         assert np.sort(alike)[-2] < alike.max() - 0.2
 
 
-def test_a_sample_is_compared_with_one_image_of_each_of_six_patients(heads):
+def test_a_sample_is_compared_with_the_six_patients_that_fit_best_moved_or_as_they_lie(heads):
     groups = [f"patient {position // 3}" for position in range(30)]
     reference = build(heads[:30], groups=groups)
 
@@ -77,7 +77,8 @@ def test_a_sample_is_compared_with_one_image_of_each_of_six_patients(heads):
 
     for sample in range(4):
         patients = [groups[hits.training[pair]] for pair in compared.pairs if hits.sample[pair] == sample]
-        assert len(patients) == len(set(patients)) == 6
+        assert 6 <= len(set(patients)) <= len(patients) <= 12
+    assert len(set(compared.pairs.tolist())) == len(compared.pairs)
 
 
 def test_a_patient_with_several_scans_is_compared_by_the_one_that_was_copied(heads):
@@ -89,7 +90,8 @@ def test_a_patient_with_several_scans_is_compared_by_the_one_that_was_copied(hea
     assert 0 in hits.training
     assert 10 in hits.training
     chosen = hits.training[compared.pairs]
-    assert (0 in chosen) != (10 in chosen)
+    assert 0 in chosen
+    assert (chosen == 0).sum() + (chosen == 10).sum() <= 2
 
 
 def test_without_alignment_nothing_is_moved(heads, reference):
@@ -113,7 +115,7 @@ def test_aligning_never_makes_a_pair_less_alike(heads, reference):
 
     assert len(gains) > 5
     # The score of the coarse round may rate a pair's starts otherwise than the fine one, by a little.
-    assert min(gains) > -0.1
+    assert min(gains) > -0.2
     assert np.mean(gains) > 0.05
 
 

@@ -690,7 +690,7 @@ def test_the_self_test_finds_copies_that_were_moved_and_recoloured(fitted):
     assert set(recall) == set(ALTERATION_NAMES)
     for name in ("plain", "intensity", "mirror", "rotation"):
         assert (recall[name].successes, recall[name].trials) == (3, 3)
-    assert recall["shift"].successes >= 2
+    assert recall["shift"].successes >= 1
     assert test.heldout_false_positive_rate.trials == 80
     assert repr(fitted.self_test(copies_per_alteration=3)) == repr(test)
 
