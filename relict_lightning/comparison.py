@@ -242,9 +242,10 @@ class _Work:
             patients = _Placed.of(*self._patients(pairs[here]), self.population)
             if align:
                 whole = align_affine(samples, patients.images, start=map_, iterations=_FINE_STEPS).maps
-                map_ = _best([patients.covered(samples, start, steps=_FINE_STEPS) for start in (map_, whole)]).maps
-            values["residual_correlation"][here] = patients.likeness(samples, map_).cpu().numpy()
-            moved[here] = map_.cpu().numpy()
+                found = _best([patients.covered(samples, start, steps=_FINE_STEPS) for start in (map_, whole)])
+            else:
+                found = _Aligned(map_, patients.likeness(samples, map_))
+            moved[here], values["residual_correlation"][here] = (one.cpu().numpy() for one in found)
         # Whole images may be many times as large as the working grid.
         whole_size = max(1, _VOXELS_AT_ONCE // int(np.prod(self.images.shape[1:])))
         for here in _parts(np.arange(len(pairs)), whole_size):

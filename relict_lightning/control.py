@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from relict_lightning.calibration import calibrate
 from relict_lightning.errors import EmptyDataError, RelictWarning
-from relict_lightning.functional import benjamini_hochberg
 from relict_lightning.index import Entry, EntryWriter, Reference, subset
+from relict_lightning.self_test import split_false_positive_rate
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -35,13 +33,7 @@ class Control:
 
         Both halves are tried, so every held-out patient is tested once; by construction none is a copy.
         """
-        halves = (self.likeness[::2], self.likeness[1::2])
-        called = 0
-        for tested, control in (halves, halves[::-1]):
-            if len(tested) and len(control):
-                p_values = torch.from_numpy(calibrate(tested, control).p_values)
-                called += int(benjamini_hochberg(p_values, fdr=fdr).sum())
-        return called / len(self.likeness)
+        return split_false_positive_rate(self.likeness, fdr=fdr).value
 
 
 def merge_copies(reference: Reference) -> Reference:
