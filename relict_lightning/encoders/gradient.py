@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from relict_lightning.errors import ConfigurationError
+from relict_lightning.functional.slopes import central_difference
 from relict_lightning.interfaces import Encoder
 
 # A gradient below this share of the image's own mean gradient is taken for noise rather than for an edge.
@@ -63,7 +64,7 @@ class GradientEncoder(Encoder):
         standard = standard / torch.where(deviation > 0, deviation, torch.ones_like(deviation))
         for axis in axes:
             standard = _smooth(standard, axis)
-        gradients = torch.stack([_slope(standard, axis) for axis in axes], dim=2)
+        gradients = torch.stack([central_difference(standard, axis) for axis in axes], dim=2)
         strength = gradients.square().sum(2, keepdim=True).sqrt()
         local = strength.flatten(1, 2)
         for axis in axes:
@@ -77,15 +78,6 @@ class GradientEncoder(Encoder):
         layout: Tensor = pool(oriented).flatten(2)
         layout = layout - layout.mean(2, keepdim=True)
         return layout.flatten(1) / math.sqrt(layout.shape[2])
-
-
-def _slope(images: Tensor, axis: int) -> Tensor:
-    """Return the central difference along one axis, zero at the border."""
-    size = images.shape[axis]
-    slope = torch.zeros_like(images)
-    if size > 2:
-        slope.narrow(axis, 1, size - 2).copy_((images.narrow(axis, 2, size - 2) - images.narrow(axis, 0, size - 2)) / 2)
-    return slope
 
 
 def _smooth(images: Tensor, axis: int) -> Tensor:

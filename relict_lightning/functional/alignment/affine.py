@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from relict_lightning.errors import ConfigurationError
+from relict_lightning.functional.slopes import central_difference
 from relict_lightning.functional.validation import check_images, check_pairs
 
 # Fraction of the mean of the diagonal that is added to it: keeps the step finite where an image has no gradient along
@@ -304,19 +305,10 @@ def _regressors(training: Tensor) -> Tensor:
     columns = [training]
     for axis, side in enumerate(sides):
         # From voxels to positions, which span 2.
-        slope = _slope(training, axis + 2) * (side / 2)
+        slope = central_difference(training, axis + 2) * (side / 2)
         columns += [slope * place for place in places]
     stacked = torch.stack([column.flatten(1) for column in columns], dim=1)
     return stacked - stacked.mean(dim=2, keepdim=True)
-
-
-def _slope(images: Tensor, axis: int) -> Tensor:
-    """Return the central difference along one axis, zero at the border."""
-    size = images.shape[axis]
-    slope = torch.zeros_like(images)
-    if size > 2:
-        slope.narrow(axis, 1, size - 2).copy_((images.narrow(axis, 2, size - 2) - images.narrow(axis, 0, size - 2)) / 2)
-    return slope
 
 
 def _standardised(images: Tensor) -> Tensor:
