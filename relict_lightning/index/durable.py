@@ -6,8 +6,6 @@ from the bytes on their way to the disk. Folders are readable by their owner onl
 
 import errno
 import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import IO, Any, final
 import numpy as np
 
 from relict_lightning.errors import CacheWriteError
+from relict_lightning.whole_files import write_whole
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -60,22 +59,18 @@ def write_durably(
     Raises:
         CacheWriteError: If the disk is full or cannot be written to. Nothing is left behind.
     """
+    hashed: list[HashedFile] = []
+
+    def write_hashed(file: IO[bytes]) -> None:
+        hashed.append(HashedFile(file))
+        write(hashed[0])
+
+    def checksum() -> str:
+        return hashed[0].state.hexdigest()[:32]
+
     with explained(folder):
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                hashed = HashedFile(file)
-                write(hashed)
-                file.flush()
-                os.fsync(file.fileno())
-            checksum = hashed.state.hexdigest()[:32]
-            path = folder / (name if isinstance(name, str) else name(checksum))
-            Path(temporary).replace(path)
-            flush_folder(folder)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    return path, checksum
+        path = write_whole(folder, write_hashed, name=lambda: name if isinstance(name, str) else name(checksum()))
+    return path, checksum()
 
 
 def write_array(folder: Path, values: Array, *, name: str | Callable[[str], str]) -> tuple[Path, str]:
@@ -105,15 +100,6 @@ def checksum_of(path: Path) -> str:
         while chunk := file.read(_CHUNK):
             state.update(chunk)
     return state.hexdigest()[:32]
-
-
-def flush_folder(path: Path) -> None:
-    """Flush the names in a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from relict_lightning.errors import IndexCorruptError, RelictWarning
 from relict_lightning.index.durable import (
     checksum_of,
     explained,
-    flush_folder,
     make_private_folder,
     read_array,
     write_array,
@@ -29,6 +28,7 @@ from relict_lightning.index.durable import (
 )
 from relict_lightning.index.fingerprint import FORMAT_VERSION
 from relict_lightning.index.rows import Array
+from relict_lightning.whole_files import flush_folder
 
 _MANIFEST = "manifest.json"
 _FILES, _CHECKSUM, _VERSION = "files", "checksum", "format_version"

@@ -1,10 +1,9 @@
 """Writing a file that shows patients: whole or not at all, and readable by its owner only."""
 
-import os
-import tempfile
 from pathlib import Path
 
 from relict_lightning.errors import UnreadableDataError
+from relict_lightning.whole_files import write_whole
 
 
 def write_private(path: Path, content: str | bytes) -> Path:
@@ -30,30 +29,10 @@ def write_private(path: Path, content: str | bytes) -> Path:
     path = path.expanduser().absolute()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # mkstemp creates with mode 0600, so that there is no moment at which others can read it.
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content.encode("utf-8") if isinstance(content, str) else content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+        data = content.encode("utf-8") if isinstance(content, str) else content
+        return write_whole(path.parent, lambda file: file.write(data), name=lambda: path.name)
     except OSError as error:
         raise UnreadableDataError(
             f"Cannot write {path}: {error.strerror or error}. Expected a file name in a folder that this user "
             f"may write to; choose another path, or free space on the disk."
         ) from error
-    return path
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make a rename in `directory` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

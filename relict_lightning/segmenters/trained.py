@@ -7,8 +7,6 @@ A small U-Net (`relict_lightning.segmenters.unet`) is fitted to patches of the i
 import io
 import json
 import math
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -27,6 +25,7 @@ from relict_lightning.errors import ConfigurationError, InvalidImageError, NotFi
 from relict_lightning.interfaces import Segmenter
 from relict_lightning.segmenters.patches import BATCH, MOST_LABELS, PATCH_SIDE, Patches, standardized
 from relict_lightning.segmenters.unet import UNet, best_classes, dice_and_entropy
+from relict_lightning.whole_files import write_whole
 
 _FORMAT = "relict_lightning.TrainedSegmenter"
 _FORMAT_VERSION = 1
@@ -205,16 +204,7 @@ class TrainedSegmenter(Segmenter):
         # Typed for its options too, which not every release has.
         write: Callable[..., None] = np.savez_compressed
         write(content, **arrays)
-        descriptor, temporary = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path.parent, lambda file: file.write(content.getvalue()), name=lambda: path.name)
 
     @classmethod
     def load(cls, path: str | Path) -> "TrainedSegmenter":

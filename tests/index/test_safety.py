@@ -17,8 +17,9 @@ from built_references import above_half, build
 from torch import nn
 
 import relict_lightning
+from relict_lightning import whole_files
 from relict_lightning.errors import CacheWriteError, RelictError
-from relict_lightning.index import contents, durable
+from relict_lightning.index import contents
 
 SCRIPT = Path(__file__).with_name("builders.py")
 IMAGES = torch.rand((12, 1, 8, 8), generator=torch.Generator().manual_seed(0))
@@ -157,7 +158,7 @@ def test_a_full_disk_is_said_and_what_was_built_is_kept(tmp_path, monkeypatch, w
 
     first = _build(tmp_path, store="uint8")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr(durable.os, "fsync", fsync)
+    monkeypatch.setattr(whole_files.os, "fsync", fsync)
     with pytest.raises(CacheWriteError, match=r"No space left on device.*Free some space.*'uint8'.*kept"):
         _build(tmp_path)
     monkeypatch.undo()
