@@ -5,7 +5,6 @@ import logging
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final, get_args
@@ -58,7 +57,7 @@ from relict_lightning.index import (
 )
 from relict_lightning.intensities import warn_of_other_intensities
 from relict_lightning.planting import plant_copies
-from relict_lightning.population import describe_population
+from relict_lightning.population import Population, describe_population, read_population, write_population
 from relict_lightning.processes import Processes
 from relict_lightning.results import DetectionResult, MatchedPair
 from relict_lightning.retrieval import make_queries, retrieve
@@ -229,25 +228,29 @@ class ReplicaDetector:
                 f"The training set has {len(reference)} image(s) of {groups} patient; at least 2 patients are needed, "
                 f"because a likeness is judged against the other patients. Pass the whole training set."
             )
-        self._fitted = Fitted(
-            training=reference,
-            population=describe_population(reference),
-            heldout=None,
-            control=None,
-            needs_label_maps=needs_label_maps,
-        )
-        if heldout is not None:
-            try:
-                others = open_images(
-                    heldout, role="held-out", segmentations=heldout_segmentations, groups=heldout_groups
-                )
-                self._fitted = self._with_control(
-                    others, known_groups=set(named.groups), given=heldout_segmentations is not None
-                )
-            except BaseException:
-                # Without the control that was asked for it would give no rates, and pass for fitted.
-                self._fitted = None
-                raise
+        if heldout is None:
+            population = describe_population(reference)
+            self._fitted = Fitted(
+                training=reference,
+                population=population,
+                heldout=None,
+                control=None,
+                needs_label_maps=needs_label_maps,
+            )
+            return self
+        try:
+            others = open_images(heldout, role="held-out", segmentations=heldout_segmentations, groups=heldout_groups)
+            self._fitted = self._with_control(
+                reference,
+                others,
+                known_groups=set(named.groups),
+                given=heldout_segmentations is not None,
+                needs_label_maps=needs_label_maps,
+            )
+        except BaseException:
+            # What an earlier fit learned must not pass for what this one was to learn.
+            self._fitted = None
+            raise
         return self
 
     def detect(
@@ -282,7 +285,7 @@ class ReplicaDetector:
         images, given_maps = self._read_samples(generated, generated_segmentations)
         warn_of_other_intensities(images, fitted.training)
         maps = self._segment(images) if given_maps is None else given_maps
-        look = self._look(images, maps)
+        look = self._look(images, maps, training=fitted.training, population=fitted.population)
         if fitted.control is None or fitted.heldout is None:
             return conclude_without_control(look, fitted.training, fdr=fdr)
         self._warn_if_nothing_can_be_found(len(images), fdr)
@@ -353,7 +356,7 @@ class ReplicaDetector:
             doing="Planting copies",
         )
         maps = planted.label_maps if fitted.needs_label_maps else self._segment(planted.images)
-        look = self._look(planted.images, maps)
+        look = self._look(planted.images, maps, training=training, population=fitted.population)
         return evaluate_self_test(
             planted,
             likeness=look.likeness.by_level,
@@ -517,10 +520,10 @@ class ReplicaDetector:
     def _segment(self, images: Tensor) -> Tensor:
         return label_maps(self._segmenter, images, device=self.device)
 
-    def _with_control(self, source: ImageSource, *, known_groups: set[str], given: bool) -> Fitted:
+    def _with_control(
+        self, training: Reference, source: ImageSource, *, known_groups: set[str], given: bool, needs_label_maps: bool
+    ) -> Fitted:
         """Return the fitted state with the held-out images and the control that they make."""
-        fitted = self._state
-        training = fitted.training
         if source.image_shape != training.image_shape:
             raise InvalidImageError(
                 f"Held-out images have shape {source.image_shape}, training images {training.image_shape}. "
@@ -528,13 +531,20 @@ class ReplicaDetector:
             )
         everyone = self._reference(source, training.scale, given=given)
         heldout = new_patients_only(everyone, known_groups=known_groups, known_digests=training.item_digests)
-        return replace(fitted, heldout=heldout, control=self._control(heldout, everyone.fingerprint))
+        population, control = self._control(training, heldout, everyone.fingerprint)
+        return Fitted(
+            training=training,
+            population=population,
+            heldout=heldout,
+            control=control,
+            needs_label_maps=needs_label_maps,
+        )
 
-    def _control(self, heldout: Reference, heldout_fingerprint: str) -> Control:
-        """Return the control's measurements, from the cache where it holds them."""
+    def _control(self, training: Reference, heldout: Reference, heldout_fingerprint: str) -> tuple[Population, Control]:
+        """Return the population and the control's measurements, from the cache where it holds them."""
         directory = None
         if self.cache_dir is not None:
-            parts = {"training": self._state.training.fingerprint, "heldout": heldout_fingerprint, "ids": heldout.ids}
+            parts = {"training": training.fingerprint, "heldout": heldout_fingerprint, "ids": heldout.ids}
             settings = {"top_k": self.top_k, "transforms": self.transforms, "segmenter": self._segmenter_digest}
             settings["measured"] = MEASUREMENT_VERSION
             directory = self.cache_dir / combine({**parts, **settings})
@@ -543,18 +553,20 @@ class ReplicaDetector:
             if found is not None:
                 return found
         started = time.perf_counter()
+        population = describe_population(training)
         positions = one_image_per_group(heldout)
         images = torch.from_numpy(heldout.fetch_volumes(positions))
-        look = self._look(images, torch.from_numpy(heldout.fetch_label_maps(positions)))
+        maps = torch.from_numpy(heldout.fetch_label_maps(positions))
+        look = self._look(images, maps, training=training, population=population)
         control = Control(
             likeness=look.likeness.by_level,
             distance_to_training=look.distance_to_training,
             seconds=time.perf_counter() - started,
         )
         if directory is not None:
-            put = partial(_put_control, control, directory) if self.processes.is_first else _nothing
+            put = partial(_put_control, population, control, directory) if self.processes.is_first else _nothing
             self.processes.gather(put, doing="Writing the control")
-        return control
+        return population, control
 
     def _read_samples(
         self, generated: Images, segmentations: Any | None
@@ -570,9 +582,10 @@ class ReplicaDetector:
             )
         return images, None if segmentations is None else torch.cat([_given_label_maps(batch) for batch in batches])
 
-    def _look(self, images: Float[Tensor, "n c *spatial"], maps: Tensor) -> Look:
+    def _look(
+        self, images: Float[Tensor, "n c *spatial"], maps: Tensor, *, training: Reference, population: Population
+    ) -> Look:
         """Measure images against the training set: the one road that samples and control take."""
-        training = self._state.training
         spatial = tuple(images.shape[2:])
         align = self.transforms == "default"
         mirrors = ((), *((axis,) for axis in range(len(spatial)))) if align else ((),)
@@ -588,7 +601,7 @@ class ReplicaDetector:
             mirrors=mirrors,
             align=align,
             reference=training,
-            population=self._state.population,
+            population=population,
             device=self.device,
         )
         evidence = Evidence(hits=hits, mirrors=mirrors, compared=compared, image_sides=spatial)
@@ -606,13 +619,16 @@ class ReplicaDetector:
             )
 
 
-def _found_control(directory: Path) -> Control | None:
+def _found_control(directory: Path) -> tuple[Population, Control] | None:
     entry = open_or_put_aside(directory)
-    return None if entry is None else read_control(entry, prefix="")
+    if entry is None:
+        return None
+    return read_population(entry, prefix="population_"), read_control(entry, prefix="")
 
 
-def _put_control(control: Control, directory: Path) -> None:
+def _put_control(population: Population, control: Control, directory: Path) -> None:
     with writing(directory, {"count": len(control.likeness)}) as writer:
+        write_population(population, writer, prefix="population_")
         write_control(control, writer, prefix="")
 
 

@@ -702,3 +702,16 @@ def test_the_self_test_needs_held_out_images(heads):
         detector.self_test()
     with pytest.raises(NotFittedError):
         ReplicaDetector().self_test()
+
+
+def test_a_population_that_is_in_the_cache_is_not_described_again(heads, planted, tmp_path, monkeypatch):
+    training, heldout = heads[0], heads[1][:20]
+    first = ReplicaDetector(cache_dir=tmp_path).fit(training, heldout).detect(planted.images)
+
+    def fail(_):
+        pytest.fail("was described again")
+
+    monkeypatch.setattr("relict_lightning.detector.describe_population", fail)
+    again = ReplicaDetector(cache_dir=tmp_path).fit(training, heldout).detect(planted.images)
+
+    _same(again, first)
