@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.testing.deformation import Draws, random_field, template_coordinates
+from relict_lightning.testing.numbering import check_numbers, subject_ids
 from relict_lightning.testing.template import Template, load_template, sample_template
 
 LABELS: tuple[str, ...] = ("background", "cerebrospinal fluid", "grey matter", "white matter", "lesion")
@@ -98,16 +99,14 @@ def simulate_heads(
             maps = sample_template(template, coordinates)
             image, label = _appearance(template, maps, draws, lesion_probability=lesion_probability, noise=noise)
             images[start:stop, 0], labels[start:stop] = image, label
-    ids = tuple(f"sub-{number:05d}" for number in range(first_subject, first_subject + count))
+    ids = subject_ids(first_subject, count)
     return HeadSubjects(images=images, labels=labels, ids=ids, spacing_mm=template.spacing_mm)
 
 
 def _check_arguments(
     count: int, seed: int, first_subject: int, shape: tuple[int, ...], lesion_probability: float, noise: float
 ) -> None:
-    for name, value in (("count", count), ("seed", seed), ("first_subject", first_subject)):
-        if value < 0:
-            raise ConfigurationError(f"{name} must be at least 0, got {name}={value}.")
+    check_numbers(count, seed, first_subject)
     if len(shape) not in (2, 3) or min(shape) < 16:
         raise ConfigurationError(f"shape must have 2 or 3 sides of at least 16 voxels, got shape={shape}.")
     if not 0 <= lesion_probability <= 1:

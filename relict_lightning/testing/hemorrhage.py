@@ -30,8 +30,7 @@ from relict_lightning.testing.scan_parts import (
     distance_mm,
     in_portions,
     nearness,
-    rendered,
-    subject_ids,
+    simulated,
     warped_coordinates,
 )
 from relict_lightning.testing.template import Template, load_template, sample_template
@@ -81,15 +80,9 @@ def simulate_hemorrhage_ct(
         (torch.Size([1, 1, 24, 32, 32]), ('sub-00017',), 1)
     """
     sides = check_subjects(count, seed, first_subject, shape)
-    numbers = range(first_subject, first_subject + count)
-    with torch.no_grad():
-        images, labels = rendered(partial(_parts, seed, sides), numbers, numbers, shape=sides)
-    return ScanSubjects(
-        images=images,
-        labels=labels,
-        ids=subject_ids(first_subject, count),
-        spacing_mm=load_template(sides).spacing_mm,
-    )
+    spacing_mm = load_template(sides).spacing_mm
+    make = partial(_parts, seed, sides)
+    return simulated(make, count, first_subject=first_subject, shape=sides, spacing_mm=spacing_mm)
 
 
 def hemorrhage_parts(

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.testing.deformation import Draws, random_field, template_coordinates
+from relict_lightning.testing.numbering import check_numbers, subject_ids
 from relict_lightning.testing.template import Template
 
 # A person's number, or two numbers: somebody halfway between two people.
@@ -96,20 +97,13 @@ class ScanSubjects:
 PartsMaker: TypeAlias = Callable[[Sequence[Person], Sequence[Person], Sequence[int]], ScanParts]
 
 
-def subject_ids(first_subject: int, count: int) -> tuple[str, ...]:
-    """Return the ids of consecutive subjects."""
-    return tuple(f"sub-{number:05d}" for number in range(first_subject, first_subject + count))
-
-
 def check_subjects(count: int, seed: int, first_subject: int, shape: Sequence[int]) -> tuple[int, ...]:
     """Return the shape as a tuple.
 
     Raises:
         ConfigurationError: If a number is negative, or the shape has not three sides of at least 16 voxels.
     """
-    for name, value in (("count", count), ("seed", seed), ("first_subject", first_subject)):
-        if value < 0:
-            raise ConfigurationError(f"{name} must be at least 0, got {name}={value}.")
+    check_numbers(count, seed, first_subject)
     return check_shape(shape)
 
 
@@ -140,6 +134,24 @@ def rendered(
         parts = make(people[portion], people[portion], scans[portion])
         images[portion], labels[portion] = parts.images(), parts.labels
     return images, labels
+
+
+def simulated(
+    make: PartsMaker, count: int, *, first_subject: int, shape: tuple[int, ...], spacing_mm: float
+) -> ScanSubjects:
+    """Return consecutive subjects, each with the anatomy, the structure and the scan of its own number.
+
+    Args:
+        make: Makes parts out of anatomies, structures and scans.
+        count: Number of subjects.
+        first_subject: Number of the first subject.
+        shape: Sides of the images.
+        spacing_mm: Edge of a voxel.
+    """
+    numbers = range(first_subject, first_subject + count)
+    with torch.no_grad():
+        images, labels = rendered(make, numbers, numbers, shape=shape)
+    return ScanSubjects(images=images, labels=labels, ids=subject_ids(first_subject, count), spacing_mm=spacing_mm)
 
 
 def in_portions(

@@ -31,8 +31,7 @@ from relict_lightning.testing.scan_parts import (
     in_portions,
     lie_down,
     nearness,
-    rendered,
-    subject_ids,
+    simulated,
     warped_coordinates,
 )
 from relict_lightning.testing.template import Template, load_template, sample_template
@@ -74,15 +73,9 @@ def simulate_tof_angiograms(
         (torch.Size([1, 1, 24, 32, 32]), ('sub-00017',), 1)
     """
     sides = check_subjects(count, seed, first_subject, shape)
-    numbers = range(first_subject, first_subject + count)
-    with torch.no_grad():
-        images, labels = rendered(partial(_parts, seed, sides), numbers, numbers, shape=sides)
-    return ScanSubjects(
-        images=images,
-        labels=labels,
-        ids=subject_ids(first_subject, count),
-        spacing_mm=_slab_template(sides).spacing_mm,
-    )
+    spacing_mm = _slab_template(sides).spacing_mm
+    make = partial(_parts, seed, sides)
+    return simulated(make, count, first_subject=first_subject, shape=sides, spacing_mm=spacing_mm)
 
 
 def angiogram_parts(
