@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from built_references import build
+from built_references import build, compared
 from torch import nn
 
-from relict_lightning.comparison import MEASURES, compare_hits
+from relict_lightning.comparison import MEASURES
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.functional import mean_dice, structural_similarity
-from relict_lightning.population import describe_population
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 
@@ -38,17 +37,8 @@ def _queries(samples, mirrors):
 
 
 def _evidence(samples, maps, hits, reference, *, mirrors, align=True):
-    compared = compare_hits(
-        samples,
-        maps,
-        hits,
-        mirrors=mirrors,
-        align=align,
-        reference=reference,
-        population=describe_population(reference),
-        device=CPU,
-    )
-    return Evidence(hits=hits, mirrors=mirrors, compared=compared, image_sides=tuple(samples.shape[2:]))
+    measured = compared(samples, maps, hits, reference, mirrors=mirrors, align=align)
+    return Evidence(hits=hits, mirrors=mirrors, compared=measured, image_sides=tuple(samples.shape[2:]))
 
 
 def _look(samples, reference, *, align=True, top_k=3):

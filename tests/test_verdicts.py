@@ -3,14 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from built_references import build
+from built_references import build, compared
 
-from relict_lightning.comparison import compare_hits
 from relict_lightning.control import Control
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.functional import benjamini_hochberg, simes_p_value, tail_p_value
-from relict_lightning.population import describe_population
 from relict_lightning.results import LEVELS
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
@@ -29,11 +27,8 @@ def _look(images, training):
     maps = label_maps(IntensitySegmenter(), images, device=CPU)
     queries = make_queries(images, maps, encoder=GradientEncoder(), mirrors=((),), device=CPU)
     hits = retrieve(queries, training, top_k=5)
-    population = describe_population(training)
-    compared = compare_hits(
-        images, maps, hits, mirrors=((),), align=False, reference=training, population=population, device=CPU
-    )
-    evidence = Evidence(hits=hits, mirrors=((),), compared=compared, image_sides=(24, 24))
+    measured = compared(images, maps, hits, training, mirrors=((),), align=False)
+    evidence = Evidence(hits=hits, mirrors=((),), compared=measured, image_sides=(24, 24))
     return Look(queries=queries, evidence=evidence, likeness=judge(evidence, training, count=len(images)))
 
 

@@ -1,10 +1,12 @@
-"""References of a few small images, as tests of several layers need them."""
+"""References of a few small images and comparisons with them, as tests of several layers need them."""
 
 import torch
 
+from relict_lightning.comparison import compare_hits
 from relict_lightning.data import open_images
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.index import BuildOptions, IntensityScale, Pipeline, build_reference, digest_module
+from relict_lightning.population import describe_population
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 
 CPU = torch.device("cpu")
@@ -45,3 +47,17 @@ def build(
     )
     source = open_images(images, role=role, groups=groups, segmentations=segmentations)
     return build_reference(source, pipeline, BuildOptions(**options))
+
+
+def compared(samples, maps, hits, reference, *, mirrors, align=True):
+    """Returns the measures of hits among the images of a reference, whose population is described for it."""
+    return compare_hits(
+        samples,
+        maps,
+        hits,
+        mirrors=mirrors,
+        align=align,
+        reference=reference,
+        population=describe_population(reference),
+        device=CPU,
+    )
