@@ -7,6 +7,9 @@ and only what sets them apart from the population (`Population.residual`) is bro
 the best hit of each of the patients that fit best, moved or as they lie, refines it on the working grid, and measures
 at full resolution, once moved and once unmoved. Both count, because an alignment brings unlike people closer too: a
 copy that was not moved, or not yet complete, stands out most where nothing is.
+
+What stands out of the images (`Saliency`) is compared on its own, moved and as it lies, and displaced by a little
+either way: it may have been copied without anything around it that an alignment could hold on to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,24 +38,32 @@ from relict_lightning.functional import (
 from relict_lightning.index import Reference
 from relict_lightning.population import Population, halved
 from relict_lightning.retrieval import Hits
+from relict_lightning.saliency import salient_similarity
+from relict_lightning.usual import Usual
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
+MEASURES_OF_STRUCTURES = (
+    "salient_similarity",
+    "unmoved_salient_similarity",
+    "unmoved_peak_similarity",
+    "mean_dice",
+    "unmoved_dice",
+)
 MEASURES = (
     "residual_correlation",
     "normalized_cross_correlation",
     "structural_similarity",
     "unmoved_similarity",
-    "mean_dice",
-    "unmoved_dice",
+    *MEASURES_OF_STRUCTURES,
 )
 
-MEASUREMENT_VERSION = 2
+MEASUREMENT_VERSION = 3
 """Raised whenever the same images get other measures: a control that was measured otherwise is not compared with."""
 
-# Patients per sample that are compared in full, of those that fit best when moved and of those that do as they lie: the
-# best one, and five others to say what is usual.
-_PATIENTS = 6
+# Patients per sample that are compared in full, of those that fit best when moved, of those that do as they lie, and of
+# those with the most alike salient structures: the best one, and three others to say what is usual.
+_PATIENTS = 4
 # What is brought to cover where images stay is beyond usual variation: 5 % of a normal variable lies further off.
 _SALIENT = 2.0
 # Most of the way from a displacement of two voxels is made in four steps.
@@ -60,16 +71,20 @@ _COARSE_STEPS, _FINE_STEPS = 8, 6
 # Displacements are looked for up to this share of the shortest side; anatomy that lies further off was not registered
 # alike.
 _SHIFT_SHARE = 0.1
+# Maps of training images that are kept while a sample's neighbours are compared.
+_MAPS = 512
 # Voxels of images that are held at once for a step, which bounds its memory to some 100 MiB.
 _VOXELS_AT_ONCE = 1 << 18
 
 
 class _FirstLook(NamedTuple):
-    """Maps of pairs, how well they bring the two images to cover, and how well the images cover as they lie."""
+    """Maps of pairs, how well they bring the two images to cover, and how alike the images are as they lie."""
 
     maps: Tensor
     score: Tensor
     unmoved: Tensor
+    salient: Tensor
+    peaks: Tensor
 
 
 class _Aligned(NamedTuple):
@@ -103,7 +118,7 @@ def compare_hits(
     mirrors: tuple[tuple[int, ...], ...],
     align: bool,
     reference: Reference,
-    population: Population,
+    usual: Usual,
     device: torch.device,
 ) -> Compared:
     """Return the measures of the best hit of each of a sample's best patients.
@@ -115,18 +130,18 @@ def compare_hits(
         mirrors: The mirrorings that the hits count.
         align: Whether to move samples onto training images.
         reference: The training set; all processes that share it call this.
-        population: What its images have in common.
+        usual: What is usual in its images.
         device: Where to compare.
     """
     held = np.flatnonzero(reference.stored.holds(hits.training) & reference.label_maps.holds(hits.training))
-    work = _Work(images, label_maps, hits, mirrors, reference, population.to(device), device)
+    work = _Work(images, label_maps, hits, mirrors, reference, usual.to(device), device)
     count, ndim = len(hits.sample), images.ndim - 2
-    maps, score, unmoved = affine_identity(count, ndim), torch.zeros(count), torch.zeros(count)
+    maps, score, unmoved, salient, highest = affine_identity(count, ndim), *(torch.zeros(count) for _ in range(4))
     first = reference.processes.gather(lambda: (held, work.first_round(held, align=align)), doing="Aligning images")
     for pairs, look in first:
-        maps[pairs], score[pairs], unmoved[pairs] = look
+        maps[pairs], score[pairs], unmoved[pairs], salient[pairs], highest[pairs] = look
     codes = reference.group_codes[hits.training]
-    chosen = np.union1d(*(_best_patients(hits, codes, by.numpy()) for by in (score, unmoved)))
+    chosen = np.unique(np.concatenate([_best_patients(hits, codes, by.numpy()) for by in (score, unmoved, salient)]))
     measures = {name: np.zeros(len(chosen), dtype=np.float32) for name in MEASURES}
     places = np.flatnonzero(np.isin(chosen, held))
     second = reference.processes.gather(
@@ -138,6 +153,8 @@ def compare_hits(
         final[here] = moved
         for name in MEASURES:
             measures[name][here] = values[name]
+    for name, unmoved_ones in (("unmoved_salient_similarity", salient), ("unmoved_peak_similarity", highest)):
+        measures[name] = unmoved_ones[torch.from_numpy(chosen)].numpy()
     return Compared(pairs=chosen, maps=final, measures=measures)
 
 
@@ -212,25 +229,28 @@ class _Work:
         hits: Hits,
         mirrors: Sequence[tuple[int, ...]],
         reference: Reference,
-        population: Population,
+        usual: Usual,
         device: torch.device,
     ) -> None:
         self.images, self.label_maps, self.hits, self.mirrors = images, label_maps, hits, mirrors
-        self.reference, self.population, self.device = reference, population, device
+        self.reference, self.device = reference, device
+        self.population, self.saliency = usual.population, usual.saliency
         size = max(1, _VOXELS_AT_ONCE // int(np.prod(images.shape[1:])))
-        self.small = torch.cat([population.working(some.to(device)) for some in torch.split(images, size)])
+        self.small = torch.cat([self.population.working(some.to(device)) for some in torch.split(images, size)])
         self.size = max(1, _VOXELS_AT_ONCE // int(np.prod(self.small.shape[1:])))
-        bound = int(_SHIFT_SHARE * min(images.shape[2:]) / max(population.factors)) // 2
-        self.max_shift = max(1, bound)
+        reach = _SHIFT_SHARE * min(images.shape[2:])
+        self.max_shift = max(1, int(reach / max(self.population.factors)) // 2)
+        self.max_cells = max(1, int(reach / max(self.saliency.cell)))
         self.coarse = self.population.at_half_resolution()
         self.places: dict[int, Tensor] = {}
+        self.salient: dict[int, Tensor] = {}
 
     def first_round(self, pairs: Array, *, align: bool) -> _FirstLook:
         """Return the better of both alignments of each pair, on half the working grid."""
         # Half the working grid takes an eighth of its memory in 3-D, and a quarter in 2-D.
         found = [self._first(some, align=align) for some in _parts(pairs, 4 * self.size)]
         if not found:
-            return _FirstLook(affine_identity(0, self.images.ndim - 2), torch.zeros(0), torch.zeros(0))
+            return _FirstLook(affine_identity(0, self.images.ndim - 2), *(torch.zeros(0) for _ in range(4)))
         return _FirstLook(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
     def second_round(self, pairs: Array, maps: Tensor, *, align: bool) -> tuple[Array, Mapping[str, Array]]:
@@ -246,6 +266,10 @@ class _Work:
             else:
                 found = _Aligned(map_, patients.likeness(samples, map_))
             moved[here], values["residual_correlation"][here] = (one.cpu().numpy() for one in found)
+            if align:
+                salient = warp_affine(self._salient_samples(pairs[here]), found.maps)
+                similarity = salient_similarity(salient, self._salient_patients(pairs[here]), max_shift=self.max_cells)
+                values["salient_similarity"][here] = similarity.cpu().numpy()
         # Whole images may be many times as large as the working grid.
         whole_size = max(1, _VOXELS_AT_ONCE // int(np.prod(self.images.shape[1:])))
         for here in _parts(np.arange(len(pairs)), whole_size):
@@ -259,14 +283,21 @@ class _Work:
         patients = _Placed.of(halved(images), place, self.coarse)
         stay = affine_identity(len(pairs), samples.ndim - 2).to(self.device)
         unmoved = patients.likeness(samples, stay)
+        max_shift = self.max_cells if align else 0
+        both = (self._salient_samples(pairs), self._salient_patients(pairs))
+        salient = salient_similarity(*both, max_shift=max_shift)
+        # A transplanted lesion stands out most of all that its host has.
+        highest = salient_similarity(*(self.saliency.peaks(one) for one in both), max_shift=max_shift)
         if not align:
-            return _FirstLook(stay, unmoved, unmoved)
+            return _FirstLook(stay, unmoved, unmoved, salient, highest)
         _, steps = align_translation(samples, patients.images, max_shift=self.max_shift)
         sides = torch.tensor(samples.shape[2:], device=self.device)
         start = torch.cat([stay[:, :, :-1], (-2 * steps / sides)[:, :, None]], dim=2)
         whole = align_affine(samples, patients.images, start=start, iterations=_COARSE_STEPS).maps
         transplanted = patients.covered(samples, stay, steps=_COARSE_STEPS)
-        return _FirstLook(*_best([_Aligned(whole, patients.likeness(samples, whole)), transplanted]), unmoved)
+        return _FirstLook(
+            *_best([_Aligned(whole, patients.likeness(samples, whole)), transplanted]), unmoved, salient, highest
+        )
 
     def _samples(self, pairs: Array) -> Tensor:
         """Return the samples of pairs on the working grid, mirrored."""
@@ -281,6 +312,30 @@ class _Work:
             self.places[int(names[number])] = place
         places = torch.stack([self.places[int(name)] for name in names])
         return patients[torch.from_numpy(of_pair)], places[torch.from_numpy(of_pair)]
+
+    def _salient_samples(self, pairs: Array) -> Tensor:
+        """Return what stands out of the samples of pairs, mirrored."""
+        # A mirrored image is unusual in other places than the image.
+        kinds, of_pair = np.unique(
+            np.stack([self.hits.sample[pairs], self.hits.mirroring[pairs]]), axis=1, return_inverse=True
+        )
+        images = [
+            mirror(self.images[[sample]].to(self.device), self.mirrors[mirroring]) for sample, mirroring in kinds.T
+        ]
+        maps = torch.cat([self.saliency.maps(image) for image in images])
+        return maps[torch.from_numpy(of_pair.reshape(-1))]
+
+    def _salient_patients(self, pairs: Array) -> Tensor:
+        """Return what stands out of the training images of pairs."""
+        training = self.hits.training[pairs]
+        missing = [position for position in np.unique(training).tolist() if position not in self.salient]
+        if len(self.salient) + len(missing) > _MAPS:
+            self.salient.clear()
+            missing = np.unique(training).tolist()
+        for position in missing:
+            volume = torch.from_numpy(self.reference.volumes(np.array([position]))).to(self.device)
+            self.salient[position] = self.saliency.maps(volume)[0]
+        return torch.stack([self.salient[position] for position in training.tolist()])
 
     def _in_full(self, pairs: Array, maps: Tensor) -> dict[str, Array]:
         """Return the measures of pairs at full resolution."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from relict_lightning.calibration import Rule
 from relict_lightning.errors import EmptyDataError, RelictWarning
 from relict_lightning.index import Entry, EntryWriter, Reference, subset
-from relict_lightning.self_test import split_false_positive_rate
+from relict_lightning.self_test import SelfTest, split_false_positive_rate
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -19,12 +20,16 @@ class Control:
     """What held-out patients look like on the same road, one image each.
 
     Attributes:
-        likeness: Copy-likeness per level, `[h, l]`.
+        likeness: Copy-likeness by each measure, `[h, c]`.
+        rule: How the measures are put together.
+        self_test: What is found of copies of training images that were planted; None where images are too small.
         distance_to_training: Euclidean distance of unit embeddings to the nearest hit, `[h]`.
         seconds: How long it took to measure.
     """
 
     likeness: Array
+    rule: Rule
+    self_test: SelfTest | None
     distance_to_training: Array
     seconds: float
 
@@ -33,7 +38,7 @@ class Control:
 
         Both halves are tried, so every held-out patient is tested once; by construction none is a copy.
         """
-        return split_false_positive_rate(self.likeness, fdr=fdr).value
+        return split_false_positive_rate(self.likeness, self.rule, fdr=fdr).value
 
 
 def merge_copies(reference: Reference) -> Reference:
@@ -113,13 +118,18 @@ def write_control(control: Control, writer: EntryWriter, *, prefix: str) -> None
     """Write a control into a folder, its files' names starting with `prefix`."""
     for name in ("likeness", "distance_to_training"):
         writer.array(f"{prefix}{name}", getattr(control, name))
-    writer.table(f"{prefix}seconds", control.seconds)
+    rule = {"columns": control.rule.columns, "led": control.rule.led}
+    about = {"seconds": control.seconds, "rule": rule, "self_test": control.self_test and control.self_test.to_dict()}
+    writer.table(f"{prefix}about", about)
 
 
 def read_control(entry: Entry, *, prefix: str) -> Control:
     """Return the control that `write_control` put into a folder."""
+    about = entry.table(f"{prefix}about")
     return Control(
         likeness=np.array(entry.array(f"{prefix}likeness")),
         distance_to_training=np.array(entry.array(f"{prefix}distance_to_training")),
-        seconds=float(entry.table(f"{prefix}seconds")),
+        seconds=float(about["seconds"]),
+        rule=Rule(columns=tuple(about["rule"]["columns"]), led=bool(about["rule"]["led"])),
+        self_test=about["self_test"] and SelfTest.from_dict(about["self_test"]),
     )

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from relict_lightning.alterations import SMALLEST_SIDE
+from relict_lightning.calibration import Rule, choose_rule
 from relict_lightning.comparison import MEASUREMENT_VERSION, compare_hits
 from relict_lightning.control import (
     Control,
@@ -56,14 +58,19 @@ from relict_lightning.index import (
     writing,
 )
 from relict_lightning.intensities import warn_of_other_intensities
-from relict_lightning.planting import plant_copies
-from relict_lightning.population import Population, describe_population, read_population, write_population
+from relict_lightning.planting import PlantedCopies, plant_copies
 from relict_lightning.processes import Processes
 from relict_lightning.results import DetectionResult, MatchedPair
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 from relict_lightning.self_test import SelfTest, evaluate_self_test
+from relict_lightning.usual import Usual, describe_usual, read_usual, write_usual
 from relict_lightning.verdicts import conclude, conclude_without_control
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+# Copies planted at every fit per alteration; one in ten of all, the margin of `choose_rule`, is then more than one.
+_PLANTED = 2
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -229,10 +236,9 @@ class ReplicaDetector:
                 f"because a likeness is judged against the other patients. Pass the whole training set."
             )
         if heldout is None:
-            population = describe_population(reference)
             self._fitted = Fitted(
                 training=reference,
-                population=population,
+                usual=describe_usual(reference),
                 heldout=None,
                 control=None,
                 needs_label_maps=needs_label_maps,
@@ -285,7 +291,13 @@ class ReplicaDetector:
         images, given_maps = self._read_samples(generated, generated_segmentations)
         warn_of_other_intensities(images, fitted.training)
         maps = self._segment(images) if given_maps is None else given_maps
-        look = self._look(images, maps, training=fitted.training, population=fitted.population)
+        look = self._look(
+            images,
+            maps,
+            training=fitted.training,
+            usual=fitted.usual,
+            needs_label_maps=fitted.needs_label_maps,
+        )
         if fitted.control is None or fitted.heldout is None:
             return conclude_without_control(look, fitted.training, fdr=fdr)
         self._warn_if_nothing_can_be_found(len(images), fdr)
@@ -350,21 +362,11 @@ class ReplicaDetector:
                 "The self-test judges planted copies against held-out images, and there are none. "
                 "Pass them to `fit(training, heldout)`."
             )
-        training, heldout = fitted.training, fitted.heldout
-        planted = self.processes.together(
-            lambda: plant_copies(training, heldout, copies_per_alteration=copies_per_alteration, seed=seed),
-            doing="Planting copies",
+        planted = self._plant(fitted.training, fitted.heldout, copies_per_alteration=copies_per_alteration, seed=seed)
+        look = self._look_at_planted(
+            planted, training=fitted.training, usual=fitted.usual, needs_label_maps=fitted.needs_label_maps
         )
-        maps = planted.label_maps if fitted.needs_label_maps else self._segment(planted.images)
-        look = self._look(planted.images, maps, training=training, population=fitted.population)
-        return evaluate_self_test(
-            planted,
-            likeness=look.likeness.by_level,
-            matched_groups=training.group_codes[look.evidence.training[look.likeness.best_pair]],
-            source_groups=training.group_codes[planted.source],
-            control_likeness=fitted.control.likeness,
-            fdr=self.fdr,
-        )
+        return self._evaluated(planted, look, fitted.training, fitted.control.likeness, fitted.control.rule)
 
     @property
     def is_fitted(self) -> bool:
@@ -531,21 +533,24 @@ class ReplicaDetector:
             )
         everyone = self._reference(source, training.scale, given=given)
         heldout = new_patients_only(everyone, known_groups=known_groups, known_digests=training.item_digests)
-        population, control = self._control(training, heldout, everyone.fingerprint)
+        usual, control = self._control(training, heldout, everyone.fingerprint, needs_label_maps=needs_label_maps)
         return Fitted(
             training=training,
-            population=population,
+            usual=usual,
             heldout=heldout,
             control=control,
             needs_label_maps=needs_label_maps,
         )
 
-    def _control(self, training: Reference, heldout: Reference, heldout_fingerprint: str) -> tuple[Population, Control]:
-        """Return the population and the control's measurements, from the cache where it holds them."""
+    def _control(
+        self, training: Reference, heldout: Reference, heldout_fingerprint: str, *, needs_label_maps: bool
+    ) -> tuple[Usual, Control]:
+        """Return what is usual and the control's measurements, from the cache where it holds them."""
         directory = None
         if self.cache_dir is not None:
             parts = {"training": training.fingerprint, "heldout": heldout_fingerprint, "ids": heldout.ids}
-            settings = {"top_k": self.top_k, "transforms": self.transforms, "segmenter": self._segmenter_digest}
+            settings: dict[str, Any] = {"top_k": self.top_k, "transforms": self.transforms}
+            settings |= {"segmenter": self._segmenter_digest, "segmenter_is_given": self._segmenter_is_given}
             settings["measured"] = MEASUREMENT_VERSION
             directory = self.cache_dir / combine({**parts, **settings})
             find = partial(_found_control, directory) if self.processes.is_first else _nothing
@@ -553,20 +558,58 @@ class ReplicaDetector:
             if found is not None:
                 return found
         started = time.perf_counter()
-        population = describe_population(training)
+        usual = describe_usual(training)
         positions = one_image_per_group(heldout)
         images = torch.from_numpy(heldout.fetch_volumes(positions))
         maps = torch.from_numpy(heldout.fetch_label_maps(positions))
-        look = self._look(images, maps, training=training, population=population)
+        look = self._look(images, maps, training=training, usual=usual, needs_label_maps=needs_label_maps)
+        likeness, columns = look.likeness.by_measure, look.likeness.columns
+        rule, self_test = Rule(columns=columns), None
+        if min(training.image_shape[1:]) >= SMALLEST_SIDE:
+            planted = self._plant(training, heldout, copies_per_alteration=_PLANTED, seed=0)
+            of_planted = self._look_at_planted(
+                planted, training=training, usual=usual, needs_label_maps=needs_label_maps
+            )
+            rule = choose_rule(of_planted.likeness.by_measure, likeness, columns)
+            self_test = self._evaluated(planted, of_planted, training, likeness, rule)
         control = Control(
-            likeness=look.likeness.by_level,
+            likeness=likeness,
             distance_to_training=look.distance_to_training,
+            rule=rule,
+            self_test=self_test,
             seconds=time.perf_counter() - started,
         )
         if directory is not None:
-            put = partial(_put_control, population, control, directory) if self.processes.is_first else _nothing
+            put = partial(_put_control, usual, control, directory) if self.processes.is_first else _nothing
             self.processes.gather(put, doing="Writing the control")
-        return population, control
+        return usual, control
+
+    def _plant(
+        self, training: Reference, heldout: Reference, *, copies_per_alteration: int, seed: int
+    ) -> PlantedCopies:
+        return self.processes.together(
+            lambda: plant_copies(training, heldout, copies_per_alteration=copies_per_alteration, seed=seed),
+            doing="Planting copies",
+        )
+
+    def _look_at_planted(
+        self, planted: PlantedCopies, *, training: Reference, usual: Usual, needs_label_maps: bool
+    ) -> Look:
+        maps = planted.label_maps if needs_label_maps else self._segment(planted.images)
+        return self._look(planted.images, maps, training=training, usual=usual, needs_label_maps=needs_label_maps)
+
+    def _evaluated(
+        self, planted: PlantedCopies, look: Look, training: Reference, control_likeness: Array, rule: Rule
+    ) -> SelfTest:
+        return evaluate_self_test(
+            planted,
+            likeness=look.likeness.by_measure,
+            matched_groups=training.group_codes[look.evidence.training[look.likeness.best_pair]],
+            source_groups=training.group_codes[planted.source],
+            control_likeness=control_likeness,
+            rule=rule,
+            fdr=self.fdr,
+        )
 
     def _read_samples(
         self, generated: Images, segmentations: Any | None
@@ -583,17 +626,25 @@ class ReplicaDetector:
         return images, None if segmentations is None else torch.cat([_given_label_maps(batch) for batch in batches])
 
     def _look(
-        self, images: Float[Tensor, "n c *spatial"], maps: Tensor, *, training: Reference, population: Population
+        self,
+        images: Float[Tensor, "n c *spatial"],
+        maps: Tensor,
+        *,
+        training: Reference,
+        usual: Usual,
+        needs_label_maps: bool,
     ) -> Look:
         """Measure images against the training set: the one road that samples and control take."""
         spatial = tuple(images.shape[2:])
         align = self.transforms == "default"
         mirrors = ((), *((axis,) for axis in range(len(spatial)))) if align else ((),)
         queries = self.processes.together(
-            lambda: make_queries(images, maps, encoder=self._encoder, mirrors=mirrors, device=self.device),
+            lambda: make_queries(
+                images, maps, encoder=self._encoder, saliency=usual.saliency, mirrors=mirrors, device=self.device
+            ),
             doing="Embedding the samples",
         )
-        hits = retrieve(queries, training, top_k=self.top_k)
+        hits = retrieve(queries, training, usual.saliency, top_k=self.top_k)
         compared = compare_hits(
             images,
             maps,
@@ -601,10 +652,17 @@ class ReplicaDetector:
             mirrors=mirrors,
             align=align,
             reference=training,
-            population=population,
+            usual=usual,
             device=self.device,
         )
-        evidence = Evidence(hits=hits, mirrors=mirrors, compared=compared, image_sides=spatial)
+        evidence = Evidence(
+            hits=hits,
+            mirrors=mirrors,
+            compared=compared,
+            image_sides=spatial,
+            # Those of the default segmenter show classes of intensity, not structures.
+            has_label_maps=needs_label_maps or self._segmenter_is_given,
+        )
         return Look(queries=queries, evidence=evidence, likeness=judge(evidence, training, count=len(images)))
 
     def _warn_if_nothing_can_be_found(self, num_samples: int, fdr: float) -> None:
@@ -619,16 +677,16 @@ class ReplicaDetector:
             )
 
 
-def _found_control(directory: Path) -> tuple[Population, Control] | None:
+def _found_control(directory: Path) -> tuple[Usual, Control] | None:
     entry = open_or_put_aside(directory)
     if entry is None:
         return None
-    return read_population(entry, prefix="population_"), read_control(entry, prefix="")
+    return read_usual(entry, prefix="usual_"), read_control(entry, prefix="")
 
 
-def _put_control(population: Population, control: Control, directory: Path) -> None:
+def _put_control(usual: Usual, control: Control, directory: Path) -> None:
     with writing(directory, {"count": len(control.likeness)}) as writer:
-        write_population(population, writer, prefix="population_")
+        write_usual(usual, writer, prefix="usual_")
         write_control(control, writer, prefix="")
 
 

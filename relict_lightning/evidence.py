@@ -3,8 +3,8 @@
 Retrieval has narrowed the training set down to a few hits per sample, and the best of these were aligned and compared.
 Samples of one generator may be alike to every patient, because they are blurred, or to none, because they are noisy. So
 a level's likeness is judged against the sample's own other patients: the score is one minus the ratio of the distance
-to the nearest image to the mean distance to the nearest images of other patients. A copy has a score near 1, a new
-patient one near 0, whatever the generator's look.
+to the nearest patient to the mean distance to the two next ones. A copy has a score near 1, a new patient one near 0,
+whatever the generator's look.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from relict_lightning.comparison import Compared
-from relict_lightning.functional import copy_likeness, neighbor_ratio
+from relict_lightning.comparison import MEASURES_OF_STRUCTURES, Compared
+from relict_lightning.functional import neighbor_ratio
 from relict_lightning.index import Reference
 from relict_lightning.results import LEVELS, Level, Transform
 from relict_lightning.retrieval import Hits, Queries
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+# A sample halfway between two patients is near to two, and no copy of either. Two and not one, because a patient who is
+# in the training set under two names must not hide the copies of both.
+_OTHERS = 2
+_SMALLEST_DISTANCE = 1e-12
+_SALIENT = ("salient_similarity", "unmoved_salient_similarity", "unmoved_peak_similarity")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +38,14 @@ class Evidence:
         mirrors: The mirrorings that `hits.mirroring` counts.
         compared: Those of them that were compared in full, at least one per sample, and their measures.
         image_sides: Sides of the images, in voxels.
+        has_label_maps: Whether label maps are those of a segmenter or of the data, and not classes of intensity.
     """
 
     hits: Hits
     mirrors: tuple[tuple[int, ...], ...]
     compared: Compared
     image_sides: tuple[int, ...]
+    has_label_maps: bool
 
     @property
     def sample(self) -> Array:
@@ -55,21 +63,26 @@ class Evidence:
         """Return similarities of every compared pair, at most 1, larger for more alike, each `[p]`.
 
         At voxel level they are the correlation of what sets the two images apart from the population, after alignment,
-        and the mean of correlation and structural similarity of the images as they lie; at segmentation level the
-        Dice of label maps, moved and as they lie.
+        and the mean of correlation and structural similarity of the images as they lie. At segmentation level they are
+        the likeness of what stands out of the images. The Dice of label maps, moved and as they lie, is of that level
+        where these show structures, and of voxel level where they are classes of intensity.
         """
         measures = self.compared.measures
         if level == "feature":
             return (self.hits.feature_similarity[self.compared.pairs],)
-        names = ("residual_correlation", "unmoved_similarity") if level == "voxel" else ("mean_dice", "unmoved_dice")
-        return tuple(measures[name] for name in names)
+        dice = (measures["mean_dice"], measures["unmoved_dice"])
+        if level == "voxel":
+            whole = (measures["residual_correlation"], measures["unmoved_similarity"])
+            return whole if self.has_label_maps else (*whole, *dice)
+        salient = tuple(measures[name] for name in _SALIENT)
+        return (*salient, *dice) if self.has_label_maps else salient
 
     def describe(self, pair: int) -> dict[Level, dict[str, float]]:
         """Return the measures of one compared pair, per level, by name."""
         values = {name: float(of_pairs[pair]) for name, of_pairs in self.compared.measures.items()}
         cosine = float(self.hits.feature_similarity[self.compared.pairs[pair]])
-        dice = {name: values.pop(name) for name in ("mean_dice", "unmoved_dice")}
-        return {"voxel": values, "feature": {"cosine_similarity": cosine}, "segmentation": dice}
+        structures = {name: values.pop(name) for name in MEASURES_OF_STRUCTURES}
+        return {"voxel": values, "feature": {"cosine_similarity": cosine}, "segmentation": structures}
 
     def transform(self, pair: int) -> Transform:
         """Return how the sample of one compared pair was moved onto the training image."""
@@ -82,13 +95,15 @@ class Likeness:
     """How much like a copy every sample is.
 
     Attributes:
-        by_level: Copy-likeness of each sample at each level of `LEVELS`, `[n, 3]`, at most 1.
+        columns: The level of each measure.
+        by_measure: Copy-likeness of each sample by each measure, `[n, c]`, at most 1.
         best_pair: Position, among the compared pairs, of the one that matches best over all levels, `[n]`.
         neighbor_ratio: Feature distance (Euclidean, between unit vectors) to the nearest image over that to the
             nearest image of another group, `[n]`, in [0, 1].
     """
 
-    by_level: Array
+    columns: tuple[Level, ...]
+    by_measure: Array
     best_pair: Array
     neighbor_ratio: Array
 
@@ -128,28 +143,33 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
     """
     codes = torch.from_numpy(reference.group_codes[evidence.training])
     # Rounding can put the similarity of two equal images above 1 by a hair.
-    distances = {
-        level: [torch.from_numpy(1.0 - similarity).float().clamp_min(0) for similarity in evidence.similarities(level)]
-        for level in LEVELS
-    }
-    by_level = np.zeros((count, len(LEVELS)))
+    named = [(level, similarity) for level in LEVELS for similarity in evidence.similarities(level)]
+    distances = [torch.from_numpy(1.0 - similarity).float().clamp_min(0) for _, similarity in named]
+    by_measure = np.zeros((count, len(named)))
     best_pair = np.zeros(count, dtype=np.int64)
     for sample, (start, stop) in enumerate(pairwise(np.searchsorted(evidence.sample, np.arange(count + 1)))):
-        over_levels = np.zeros(stop - start)
-        for column, level in enumerate(LEVELS):
-            found = [_judged(one[start:stop], codes[start:stop]) for one in distances[level]]
-            by_level[sample, column] = np.mean([likeness for likeness, _ in found])
-            over_levels += np.mean([of_pairs for _, of_pairs in found], axis=0)
-        best_pair[sample] = start + int(over_levels.argmax())
-    return Likeness(by_level=by_level, best_pair=best_pair, neighbor_ratio=_neighbor_ratios(evidence.hits, reference))
+        total = np.zeros(stop - start)
+        for column, distance in enumerate(distances):
+            by_measure[sample, column], of_pairs = _judged(distance[start:stop], codes[start:stop])
+            # Squared, so that a match by one measure outweighs chance by several.
+            total += np.square(np.clip(of_pairs, 0.0, 1.0))
+        best_pair[sample] = start + int(total.argmax())
+    return Likeness(
+        columns=tuple(level for level, _ in named),
+        by_measure=by_measure,
+        best_pair=best_pair,
+        neighbor_ratio=_neighbor_ratios(evidence.hits, reference),
+    )
 
 
 def _judged(distance: torch.Tensor, codes: torch.Tensor) -> tuple[float, Array]:
     """Return a sample's copy-likeness by one measure, and that of each of its pairs."""
-    ordered, order = distance.sort()
-    groups = codes[order]
-    others = ordered[groups != groups[0]][:5].mean().clamp_min(1e-12)
-    return float(copy_likeness(ordered[None], groups[None])), (1 - distance / others).numpy()
+    nearest = [float(distance[codes == code].min()) for code in set(codes.tolist())]
+    ordered = np.sort(nearest)
+    others = float(ordered[1 : 1 + _OTHERS].mean())
+    # Where others are as near as can be, nothing tells them apart.
+    likeness = 1 - distance.numpy() / others if others > _SMALLEST_DISTANCE else np.zeros(len(distance))
+    return float(likeness.max()), likeness
 
 
 def _neighbor_ratios(hits: Hits, reference: Reference) -> Array:

@@ -9,7 +9,7 @@ from relict_lightning.comparison import MEASUREMENT_VERSION
 from relict_lightning.control import Control, read_control, write_control
 from relict_lightning.errors import IndexStaleError
 from relict_lightning.index import Entry, Reference, read_reference, write_reference, writing
-from relict_lightning.population import Population, read_population, write_population
+from relict_lightning.usual import Usual, read_usual, write_usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class Fitted:
 
     Attributes:
         training: The training images.
-        population: What they have in common.
+        usual: What is usual in them.
         heldout: The held-out images of new patients; None without any.
         control: Their measurements; None without any.
         needs_label_maps: Whether samples must bring label maps, because the training images did and no segmenter
@@ -26,7 +26,7 @@ class Fitted:
     """
 
     training: Reference
-    population: Population
+    usual: Usual
     heldout: Reference | None
     control: Control | None
     needs_label_maps: bool
@@ -50,7 +50,7 @@ def write_fitted(fitted: Fitted, path: Path, *, settings: Mapping[str, object], 
     with writing(path, manifest) if is_writer else nullcontext() as writer:
         write_reference(fitted.training, writer, prefix="training_")
         if writer is not None:
-            write_population(fitted.population, writer, prefix="population_")
+            write_usual(fitted.usual, writer, prefix="usual_")
         if fitted.heldout is not None and fitted.control is not None:
             write_reference(fitted.heldout, writer, prefix="heldout_")
             if writer is not None:
@@ -84,7 +84,7 @@ def read_fitted(entry: Entry) -> Fitted:
     has_control = state["has_control"]
     return Fitted(
         training=read_reference(entry, prefix="training_"),
-        population=read_population(entry, prefix="population_"),
+        usual=read_usual(entry, prefix="usual_"),
         heldout=read_reference(entry, prefix="heldout_") if has_control else None,
         control=read_control(entry, prefix="control_") if has_control else None,
         needs_label_maps=state["needs_label_maps"],

@@ -1,8 +1,8 @@
 """From samples to hits: which training images deserve a closer look.
 
-Every sample is looked up as it is and mirrored along each spatial axis, in each view of the index (features, coarse
-voxels, coarse label maps), and the union of the nearest images is kept. The cost grows with the training set only here,
-and only as one matrix product does.
+Every sample is looked up as it is and mirrored along each spatial axis, in several views (features, coarse voxels,
+coarse label maps, what stands out), and the union of each view's nearest images is kept. The cost grows with the
+training set only here, and only as one matrix product does.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,20 @@ from relict_lightning.index import (
     FEATURE,
     LABELS,
     VIEWS,
+    ExactIndex,
     Reference,
+    SharedIndex,
     coarse_view,
     feature_view,
     label_view,
     merge_hits,
 )
+from relict_lightning.saliency import Saliency
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 _PAIRS = 4096
+_SALIENT = "salient"
 # A second mirroring is tried where it is at most half as far again. A displacement by a tenth of the side, the largest
 # that is looked for, moves the two of a head closer together than this.
 _LIKELY = 1.5
@@ -47,12 +51,14 @@ class Queries:
         feature: `[v, n, d]`, unit vectors of the feature view.
         coarse: `[v, n, d]`, unit vectors of the coarse voxel view.
         labels: `[v, n, d]`, unit vectors of the coarse label map view.
+        salient: `[v, n, d]`, unit vectors of what stands out.
     """
 
     mirrors: tuple[tuple[int, ...], ...]
     feature: Array
     coarse: Array
     labels: Array
+    salient: Array
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -82,6 +88,7 @@ def make_queries(
     label_maps: Int[Tensor, "n *spatial"],
     *,
     encoder: nn.Module,
+    saliency: Saliency,
     mirrors: Sequence[tuple[int, ...]],
     device: torch.device,
 ) -> Queries:
@@ -91,10 +98,12 @@ def make_queries(
         images: On the training set's intensity scale.
         label_maps: Label of every voxel.
         encoder: The encoder that the reference was built with.
+        saliency: What stands out of the reference's images.
         mirrors: Axes to mirror, one tuple per mirroring.
         device: Where to encode.
     """
-    views: dict[str, list[list[Array]]] = {name: [[] for _ in mirrors] for name in VIEWS}
+    views: dict[str, list[list[Array]]] = {name: [[] for _ in mirrors] for name in (*VIEWS, _SALIENT)}
+    saliency = saliency.to(device)
     size = images_per_batch(tuple(images.shape[1:]))
     for some, maps in zip(torch.split(images, size), torch.split(label_maps, size), strict=True):
         batch, labels = some.to(device), maps.to(device)
@@ -107,29 +116,41 @@ def make_queries(
             }
             for name, vectors in made.items():
                 views[name][position].append(vectors.cpu().numpy())
+            views[_SALIENT][position].append(saliency.to_vectors(saliency.maps(mirrored)))
     stacked = {name: np.stack([np.concatenate(parts) for parts in by_mirror]) for name, by_mirror in views.items()}
     return Queries(mirrors=tuple(mirrors), **stacked)
 
 
-def retrieve(queries: Queries, reference: Reference, *, top_k: int) -> Hits:
-    """Return the union of every sample's nearest training images over all views and mirrorings.
+def retrieve(queries: Queries, reference: Reference, saliency: Saliency, *, top_k: int) -> Hits:
+    """Return the union of every sample's nearest training images over all views.
 
-    In each view and mirroring a sample's `top_k` nearest images are hits, and so are the nearest images of its `top_k`
-    nearest groups, so that a patient with many images does not hide the others, against whom the likeness is judged.
+    In each view a sample's `top_k` nearest images under any mirroring are hits, and so are the nearest images of its
+    `top_k` nearest groups, so that a patient with many images does not hide the others, against whom the likeness is
+    judged. By what stands out, so are the `top_k` nearest to the sample as it is.
+
+    Args:
+        queries: The samples as vectors.
+        reference: The training images.
+        saliency: What stands out of them.
+        top_k: How many hits each view gives.
     """
     codes = reference.group_codes
+    everyone = np.arange(len(codes))
     has_repeats = int(codes.max()) + 1 < len(codes)
-    count = len(queries)
     found: list[Array] = []
-    for name in VIEWS:
+    indexes: dict[str, SharedIndex | ExactIndex] = {name: reference.views[name] for name in VIEWS}
+    for name, index in {**indexes, _SALIENT: saliency.index}.items():
         vectors = getattr(queries, name)
-        flat = vectors.reshape(-1, vectors.shape[2])
-        searches = [reference.views[name].search(flat, top_k, codes=codes if has_repeats else None)]
-        if has_repeats:
-            searches.append(reference.views[name].search(flat, top_k))
-        for _, positions in searches:
-            sample = np.tile(np.arange(count), len(queries.mirrors))[:, None].repeat(positions.shape[1], axis=1)
-            found.append(np.stack([sample.ravel(), positions.ravel()], axis=1))
+        for counted in (codes, everyone) if has_repeats else (everyone,):
+            hits = index.search(
+                vectors.reshape(-1, vectors.shape[2]), top_k, codes=counted if counted is codes else None
+            )
+            similarity, positions = (_side_by_side(rows, queries) for rows in hits)
+            # A transplant shares little with its source, which the mirrorings of others must not crowd out.
+            as_it_is = hits[1][: len(queries)] if name == _SALIENT else positions[:, :0]
+            for best in (merge_hits(similarity, positions, top_k, codes=counted)[1], as_it_is):
+                sample = np.arange(len(queries))[:, None].repeat(best.shape[1], axis=1)
+                found.append(np.stack([sample.ravel(), best.ravel()], axis=1))
     pairs = np.unique(np.concatenate(found), axis=0)
     sample, training = pairs[:, 0], pairs[:, 1]
     feature = _pair_similarity(queries.feature, reference, FEATURE, sample, training)
@@ -141,6 +162,12 @@ def retrieve(queries: Queries, reference: Reference, *, top_k: int) -> Hits:
         mirroring=mirroring,
         feature_similarity=np.clip(feature[mirroring, pair], -1.0, 1.0),
     )
+
+
+def _side_by_side(rows: Array, queries: Queries) -> Array:
+    """Return what was found for every sample under all mirrorings, `[n, v * k]`, from `[v * n, k]`."""
+    by_mirroring = rows.reshape(len(queries.mirrors), len(queries), rows.shape[1])
+    return np.concatenate(list(by_mirroring), axis=1)
 
 
 def _likely_mirrorings(similarity: Array) -> tuple[Array, Array]:
@@ -185,11 +212,8 @@ def nearest_of_union(queries: Queries, training: Reference, heldout: Reference) 
     for reference in (training, heldout):
         flat = queries.feature.reshape(-1, queries.feature.shape[2])
         found, positions = reference.feature.search(flat, _OTHERS + 1, codes=reference.group_codes)
-        # A sample's hits under all mirrorings, side by side.
-        by_mirroring = (len(queries.mirrors), len(queries), -1)
-        similarity.append(np.concatenate(list(found.reshape(by_mirroring)), axis=1))
-        codes = reference.group_codes[positions].reshape(by_mirroring) + first_code
-        groups.append(np.concatenate(list(codes), axis=1))
+        similarity.append(_side_by_side(found, queries))
+        groups.append(_side_by_side(reference.group_codes[positions] + first_code, queries))
         first_code += int(reference.group_codes.max()) + 1
     # The best of each group over its images and all mirrorings.
     best, group = merge_hits(

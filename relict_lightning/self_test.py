@@ -22,11 +22,11 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from relict_lightning.calibration import calibrate
+from relict_lightning.calibration import Rule, calibrate
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import benjamini_hochberg, estimate_rate
 from relict_lightning.planting import PlantedCopies
-from relict_lightning.results import LEVELS, RateEstimate
+from relict_lightning.results import RateEstimate
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -203,20 +203,20 @@ def evaluate_self_test(
     matched_groups: Array,
     source_groups: Array,
     control_likeness: Array,
+    rule: Rule,
     fdr: float,
-    levels: Sequence[str] = LEVELS,
     alpha: float = 0.05,
 ) -> SelfTest:
     """Return how many of the planted copies a detector finds.
 
     Args:
         planted: The copies.
-        likeness: Their copy-likeness per level, `[n, l]`, measured as that of samples is.
+        likeness: Their copy-likeness by each measure, `[n, c]`, measured as that of samples is.
         matched_groups: Patient that each was matched with, by code or name, `[n]`.
         source_groups: Patient that each is a copy of, in the same terms, `[n]`.
-        control_likeness: Copy-likeness of held-out patients, `[h, l]`.
+        control_likeness: Copy-likeness of held-out patients, `[h, c]`.
+        rule: How the measures are put together.
         fdr: False discovery rate of the detector, in (0, 1), for the false-positive rate.
-        levels: Names of the levels, in order.
         alpha: A copy counts as found at a p-value of at most this, in (0, 1).
 
     Raises:
@@ -225,15 +225,13 @@ def evaluate_self_test(
     rows = {"likeness": len(likeness), "matched_groups": len(matched_groups), "source_groups": len(source_groups)}
     if set(rows.values()) != {len(planted)}:
         raise ConfigurationError(f"There must be one row per planted copy, {len(planted)}; got {rows}.")
-    if likeness.shape[1:] != (len(levels),):
-        raise ConfigurationError(f"likeness must have one column for each of {tuple(levels)}, got {likeness.shape}.")
+    if likeness.shape[1:] != (len(rule.columns),):
+        raise ConfigurationError(f"likeness must have one column for each of {rule.columns}, got {likeness.shape}.")
     if not 0 < alpha < 1:
         raise ConfigurationError(f"alpha must lie in (0, 1), got {alpha}.")
-    found = calibrate(likeness, control_likeness).p_values <= alpha
-    found_by_level = {
-        level: calibrate(likeness[:, [column]], control_likeness[:, [column]]).p_values <= alpha
-        for column, level in enumerate(levels)
-    }
+    calibrated = calibrate(likeness, control_likeness, rule)
+    found = calibrated.p_values <= alpha
+    found_by_level = dict(zip(rule.levels, (calibrated.level_p_values <= alpha).T, strict=True))
     attributed, kinds = matched_groups == source_groups, np.array(planted.alteration)
     return SelfTest(
         alterations=tuple(
@@ -248,24 +246,25 @@ def evaluate_self_test(
         ),
         alpha=alpha,
         fdr=fdr,
-        heldout_false_positive_rate=split_false_positive_rate(control_likeness, fdr=fdr),
+        heldout_false_positive_rate=split_false_positive_rate(control_likeness, rule, fdr=fdr),
     )
 
 
-def split_false_positive_rate(control_likeness: Array, *, fdr: float) -> RateEstimate:
+def split_false_positive_rate(control_likeness: Array, rule: Rule, *, fdr: float) -> RateEstimate:
     """Return the share of held-out patients that are called replicas against the other half of them.
 
     Every patient is tested once, and by construction none is a copy.
 
     Args:
-        control_likeness: Copy-likeness of held-out patients, `[h, l]`; every other one makes a half.
+        control_likeness: Copy-likeness of held-out patients, `[h, c]`; every other one makes a half.
+        rule: How the measures are put together.
         fdr: False discovery rate of the verdicts, in (0, 1).
     """
     halves = (control_likeness[::2], control_likeness[1::2])
     called = 0
     for tested, control in (halves, halves[::-1]):
         if len(tested) and len(control):
-            p_values = torch.from_numpy(calibrate(tested, control).p_values)
+            p_values = torch.from_numpy(calibrate(tested, control, rule).p_values)
             called += int(benjamini_hochberg(p_values, fdr=fdr).sum())
     return estimate_rate(called, len(control_likeness))
 

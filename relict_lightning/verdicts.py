@@ -56,7 +56,7 @@ def conclude(look: Look, training: Reference, *, heldout: Reference, control: Co
         control: The held-out patients' measurements.
         fdr: False discovery rate of the verdicts.
     """
-    calibrated = calibrate(look.likeness.by_level, control.likeness)
+    calibrated = calibrate(look.likeness.by_measure, control.likeness, control.rule)
     is_replica = _discoveries(calibrated.p_values, fdr)
     verdicts = _verdicts(
         look,
@@ -95,6 +95,7 @@ def conclude(look: Look, training: Reference, *, heldout: Reference, control: Co
             "ct_score": ct,
             "unique_training_images_replicated": float(unique_training_images(matches, torch.from_numpy(is_replica))),
             "heldout_false_positive_rate": control.false_positive_rate(fdr),
+            **({} if control.self_test is None else {"planted_copy_recall": control.self_test.overall_recall.value}),
         },
     )
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from relict_lightning.calibration import calibrate, calibrate_on_ratings
+from relict_lightning.calibration import Rule, calibrate, calibrate_on_ratings, choose_rule
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import estimate_rate
 
@@ -10,8 +10,14 @@ def _column(*values):
     return np.array(values, dtype=np.float64)[:, None]
 
 
+def _calibrated(likeness, control, *, led=False):
+    """Every measure is a level of its own."""
+    columns = tuple(f"level {number}" for number in range(control.shape[1]))
+    return calibrate(likeness, control, Rule(columns=columns, led=led))
+
+
 def test_p_values_of_one_level_worked_by_hand():
-    calibrated = calibrate(_column(0.35, 0.5, 0.05), _column(0.1, 0.2, 0.3, 0.4))
+    calibrated = _calibrated(_column(0.35, 0.5, 0.05), _column(0.1, 0.2, 0.3, 0.4))
 
     # One of four is above 0.35, none above 0.5. Below the median nothing counts as likeness, so all tie.
     assert calibrated.p_values.tolist() == [2 / 5, 1 / 5, 1.0]
@@ -19,7 +25,7 @@ def test_p_values_of_one_level_worked_by_hand():
 
 
 def test_scores_count_robust_standard_deviations_of_the_control():
-    calibrated = calibrate(_column(0.35, 0.05), _column(0.1, 0.2, 0.3, 0.4))
+    calibrated = _calibrated(_column(0.35, 0.05), _column(0.1, 0.2, 0.3, 0.4))
 
     # Median 0.25, median absolute deviation 0.1, times 1.4826.
     assert calibrated.scores == pytest.approx([0.1 / 0.14826, 0])
@@ -30,22 +36,59 @@ def test_a_copy_at_one_of_three_levels_keeps_the_root_of_a_third_of_its_score():
     control = np.random.default_rng(0).uniform(0, 0.2, (99, 3))
     one = np.array([[0.9, 0.0, 0.0]])
 
-    calibrated = calibrate(one, control)
+    calibrated = _calibrated(one, control)
 
-    alone = calibrate(one[:, :1], control[:, :1])
+    alone = _calibrated(one[:, :1], control[:, :1])
     assert calibrated.scores == pytest.approx(alone.scores / np.sqrt(3))
     assert calibrated.p_values[0] < 1 / 100
     assert calibrated.level_p_values[0, 1:].tolist() == [1, 1]
 
 
+def test_where_structures_lead_other_levels_count_up_to_twice_as_much():
+    control = np.random.default_rng(0).uniform(0, 0.2, (99, 3))
+    location, spread = (
+        np.median(control, axis=0),
+        1.4826 * np.median(np.abs(control - np.median(control, axis=0)), axis=0),
+    )
+    # In standard deviations: structures alone, all others alone, and some of each.
+    deviations = np.array([[0.0, 0.0, 6.0], [9.0, 9.0, 0.0], [9.0, 1.0, 2.0]])
+
+    calibrated = _calibrated(location + spread * deviations, control, led=True)
+
+    assert calibrated.scores == pytest.approx([6.0, 0.0, np.sqrt(4 + (16 + 1) / 2)])
+    assert calibrated.p_values[1] == 1.0
+
+
+def test_a_level_counts_by_its_largest_measure():
+    control = np.random.default_rng(0).uniform(0, 0.2, (99, 3))
+    samples = np.array([[0.9, 0.0, 0.1], [0.0, 0.9, 0.1]])
+    rule = Rule(columns=("voxel", "voxel", "segmentation"))
+
+    calibrated = calibrate(samples, control, rule)
+
+    assert rule.levels == ("voxel", "segmentation")
+    assert calibrated.level_p_values.shape == (2, 2)
+    assert (calibrated.level_p_values[:, 0] < 1 / 100).all()
+    assert (calibrated.level_p_values[:, 1] > 0.3).all()
+
+
+@pytest.mark.parametrize(("lost", "led"), [(0, True), (2, True), (3, False)])
+def test_structures_lead_where_that_loses_at_most_one_in_ten_planted_copies(lost, led):
+    control = np.random.default_rng(0).uniform(0, 0.2, (99, 2))
+    planted = np.full((20, 2), 0.9)
+    planted[:lost, 1] = 0.0
+
+    assert choose_rule(planted, control, ("voxel", "segmentation")).led == led
+
+
 def test_a_control_that_does_not_vary_does_not_blow_scores_up():
-    calibrated = calibrate(_column(0.505), _column(0.5, 0.5, 0.5))
+    calibrated = _calibrated(_column(0.505), _column(0.5, 0.5, 0.5))
 
     assert calibrated.scores == pytest.approx([0.5])
 
 
-@pytest.mark.parametrize(("levels", "size"), [(1, 9), (3, 19), (3, 40)])
-def test_p_values_of_exchangeable_samples_are_super_uniform(levels, size):
+@pytest.mark.parametrize(("levels", "size", "led"), [(1, 9, False), (3, 19, False), (3, 19, True), (3, 40, True)])
+def test_p_values_of_exchangeable_samples_are_super_uniform(levels, size, led):
     rng = np.random.default_rng(0)
     repeats = 2500
     p_values = np.empty(repeats)
@@ -54,7 +97,7 @@ def test_p_values_of_exchangeable_samples_are_super_uniform(levels, size):
         # Correlated levels with heavy tails and unequal scales, which the fusion must not turn into evidence.
         common = rng.standard_t(2, (size + 1, 1))
         bag = np.tanh((common + rng.standard_t(2, (size + 1, levels))) * np.array([1.0, 0.1, 5.0])[:levels])
-        p_values[repeat] = calibrate(bag[:1], bag[1:]).p_values[0]
+        p_values[repeat] = _calibrated(bag[:1], bag[1:], led=led).p_values[0]
 
     for level in (1 / (size + 1), 0.1, 0.2, 0.5):
         four_deviations = 4 * np.sqrt(level * (1 - level) / repeats)
@@ -64,7 +107,9 @@ def test_p_values_of_exchangeable_samples_are_super_uniform(levels, size):
 def test_the_smallest_p_value_is_reached_as_often_as_promised():
     rng = np.random.default_rng(1)
 
-    p_values = [calibrate(bag[:1], bag[1:]).p_values[0] for bag in (rng.standard_normal((20, 3)) for _ in range(2500))]
+    p_values = [
+        _calibrated(bag[:1], bag[1:]).p_values[0] for bag in (rng.standard_normal((20, 3)) for _ in range(2500))
+    ]
 
     # Without ties the bound is met, so the test wastes no power: 1/20 of the null samples are the largest of 20.
     assert np.mean(np.array(p_values) <= 1 / 20) == pytest.approx(1 / 20, abs=4 * np.sqrt(0.05 * 0.95 / 2500))
@@ -75,7 +120,7 @@ def test_copies_get_the_smallest_conformal_p_value_and_less_where_the_control_ha
     rng = np.random.default_rng(2)
     control, copies = rng.uniform(-0.1, 0.3, (size, 3)), rng.uniform(0.6, 1.0, (20, 3))
 
-    calibrated = calibrate(copies, control)
+    calibrated = _calibrated(copies, control)
 
     assert calibrated.extrapolates == extrapolates
     assert ((calibrated.p_values < 1 / (size + 1)) == extrapolates).all()
@@ -87,7 +132,7 @@ def test_copies_get_the_smallest_conformal_p_value_and_less_where_the_control_ha
 def test_a_control_whose_largest_scores_tie_is_no_obstacle():
     control = np.repeat([[0.1], [0.3]], [20, 10], axis=0)
 
-    calibrated = calibrate(_column(0.3, 0.9), control)
+    calibrated = _calibrated(_column(0.3, 0.9), control)
 
     assert calibrated.p_values[0] == pytest.approx(11 / 31)
     assert 0 < calibrated.p_values[1] <= 1 / 31
@@ -97,7 +142,7 @@ def test_the_order_of_the_control_and_of_the_samples_does_not_matter():
     rng = np.random.default_rng(3)
     samples, control = rng.standard_normal((7, 3)), rng.standard_normal((30, 3))
 
-    calibrated, shuffled = calibrate(samples, control), calibrate(samples[::-1], rng.permutation(control))
+    calibrated, shuffled = _calibrated(samples, control), _calibrated(samples[::-1], rng.permutation(control))
 
     np.testing.assert_allclose(shuffled.p_values[::-1], calibrated.p_values)
     np.testing.assert_allclose(shuffled.scores[::-1], calibrated.scores)
@@ -108,9 +153,9 @@ def test_samples_do_not_influence_each_others_p_values():
     rng = np.random.default_rng(4)
     samples, control = rng.standard_normal((7, 3)), rng.standard_normal((30, 3))
 
-    alone = [calibrate(sample[None], control).p_values[0] for sample in samples]
+    alone = [_calibrated(sample[None], control).p_values[0] for sample in samples]
 
-    np.testing.assert_array_equal(calibrate(samples, control).p_values, alone)
+    np.testing.assert_array_equal(_calibrated(samples, control).p_values, alone)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -120,7 +165,7 @@ def test_likeness_that_is_not_finite_is_refused(value, where):
     (samples if where == "sample" else control)[1] = value
 
     with pytest.raises(ConfigurationError, match="copy-likeness must be finite"):
-        calibrate(samples, control)
+        _calibrated(samples, control)
 
 
 def test_ratings_that_a_threshold_separates_have_full_accuracy():

@@ -1,12 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from built_references import build, compared
+from built_references import build, compared, retrieved
 
 from relict_lightning.comparison import MEASURES
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.functional import affine_identity, normalized_cross_correlation, warp_affine
-from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter
 from relict_lightning.testing import simulate_heads
 
@@ -26,8 +25,7 @@ def reference(heads):
 
 def _compared(samples, reference, *, align=True, top_k=5):
     maps = IntensitySegmenter()(samples)
-    queries = make_queries(samples, maps, encoder=GradientEncoder(), mirrors=MIRRORS, device=CPU)
-    hits = retrieve(queries, reference, top_k=top_k)
+    _, hits = retrieved(samples, maps, reference, encoder=GradientEncoder(), mirrors=MIRRORS, top_k=top_k)
     return hits, compared(samples, maps, hits, reference, mirrors=MIRRORS, align=align)
 
 
@@ -105,7 +103,7 @@ def test_aligning_never_makes_a_pair_less_alike(heads, reference):
     assert len(gains) > 5
     # The score of the coarse round may rate a pair's starts otherwise than the fine one, by a little.
     assert min(gains) > -0.2
-    assert np.mean(gains) > 0.05
+    assert np.mean(gains) > 0.03
 
 
 def test_measures_are_finite_and_in_their_range(heads, reference):

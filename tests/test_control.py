@@ -3,9 +3,22 @@ import pytest
 import torch
 from built_references import above_half, build
 
+from relict_lightning.calibration import Rule
 from relict_lightning.control import Control, new_patients_only, one_image_per_group, read_control, write_control
 from relict_lightning.errors import EmptyDataError, RelictWarning
 from relict_lightning.index import Entry, writing
+from relict_lightning.self_test import SelfTest
+
+SELF_TEST = SelfTest.from_dict(
+    {
+        "alpha": 0.05,
+        "fdr": 0.05,
+        "heldout": {"called": 0, "patients": 5},
+        "alterations": [
+            {"alteration": "plain", "planted": 2, "found": 1, "found_by_level": {"voxel": 1}, "attributed": 2}
+        ],
+    }
+)
 
 
 def _images(count, seed=0):
@@ -82,10 +95,19 @@ def test_the_control_has_the_first_image_of_each_patient():
     assert one_image_per_group(reference).tolist() == [0, 1, 3, 5]
 
 
-def test_what_is_written_is_read_back(tmp_path):
-    control = Control(
-        likeness=np.random.default_rng(0).random((5, 3)), distance_to_training=np.arange(5.0), seconds=1.5
+def _control(likeness, *, self_test=None, seconds=0.0):
+    rule = Rule(columns=("voxel", "feature", "segmentation")[: likeness.shape[1]], led=likeness.shape[1] > 1)
+    return Control(
+        likeness=likeness,
+        distance_to_training=np.arange(float(len(likeness))),
+        rule=rule,
+        self_test=self_test,
+        seconds=seconds,
     )
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    control = _control(np.random.default_rng(0).random((5, 3)), self_test=SELF_TEST, seconds=1.5)
     with writing(tmp_path / "control", {}) as writer:
         write_control(control, writer, prefix="a_")
 
@@ -93,18 +115,13 @@ def test_what_is_written_is_read_back(tmp_path):
 
     np.testing.assert_array_equal(again.likeness, control.likeness)
     np.testing.assert_array_equal(again.distance_to_training, control.distance_to_training)
-    assert again.seconds == 1.5
+    assert (again.rule, again.self_test, again.seconds) == (control.rule, SELF_TEST, 1.5)
 
 
 def test_the_self_test_calls_no_more_than_its_rate_of_unseen_patients():
     rng = np.random.default_rng(0)
 
-    rates = [
-        Control(
-            likeness=rng.standard_normal((120, 3)), distance_to_training=np.zeros(120), seconds=0.0
-        ).false_positive_rate(0.2)
-        for _ in range(200)
-    ]
+    rates = [_control(rng.standard_normal((120, 3))).false_positive_rate(0.2) for _ in range(200)]
 
     # With nothing to discover, Benjamini-Hochberg discovers anything in at most a share 0.2 of the halves.
     assert 0 < np.mean(rates) <= 0.2
@@ -114,7 +131,7 @@ def test_the_self_test_calls_no_more_than_its_rate_of_unseen_patients():
 def test_the_self_test_worked_by_hand():
     likeness = np.zeros((4, 1))
     likeness[:, 0] = [0.9, 0.0, 0.8, 0.1]
-    control = Control(likeness=likeness, distance_to_training=np.zeros(4), seconds=0.0)
+    control = _control(likeness)
 
     # The first half, 0.9 and 0.8, lies above the other: both p-values are 1/3. The other half has p-values of 1.
     assert control.false_positive_rate(0.34) == 0.5

@@ -144,7 +144,7 @@ def test_blurred_fresh_patients_are_no_replicas(fitted, heads):
 
 def test_volumes_are_checked_like_slices():
     volumes = simulate_heads(8 + 30 + 4, shape=(16, 16, 16)).images
-    detector = ReplicaDetector().fit(volumes[:8], volumes[8:38])
+    detector = ReplicaDetector(fdr=0.02).fit(volumes[:8], volumes[8:38])
 
     result = detector.detect(torch.cat([volumes[:4].flip(-1), volumes[38:]]))
 
@@ -667,7 +667,7 @@ def test_a_detector_that_was_saved_by_a_version_that_measured_otherwise_is_refus
     saved = fitted.save(tmp_path / "detector")
     monkeypatch.undo()
 
-    with pytest.raises(IndexStaleError, match="measurement 1, now 2"):
+    with pytest.raises(IndexStaleError, match="measurement 1, now 3"):
         ReplicaDetector.load(saved)
 
 
@@ -711,7 +711,7 @@ def test_a_population_that_is_in_the_cache_is_not_described_again(heads, planted
     def fail(_):
         pytest.fail("was described again")
 
-    monkeypatch.setattr("relict_lightning.detector.describe_population", fail)
+    monkeypatch.setattr("relict_lightning.detector.describe_usual", fail)
     again = ReplicaDetector(cache_dir=tmp_path).fit(training, heldout).detect(planted.images)
 
     _same(again, first)

@@ -1,14 +1,15 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from built_references import build, compared
+from built_references import build, compared, retrieved
 from torch import nn
 
 from relict_lightning.comparison import MEASURES
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.functional import mean_dice, structural_similarity
-from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 
 CPU = torch.device("cpu")
@@ -31,23 +32,30 @@ def _reference(images, groups=None):
     return build(images, groups=groups)
 
 
-def _queries(samples, mirrors):
+def _hits(samples, reference, mirrors, *, top_k=3):
     maps = label_maps(SEGMENTER, samples, device=CPU)
-    return make_queries(samples, maps, encoder=GradientEncoder(), mirrors=mirrors, device=CPU)
+    return retrieved(samples, maps, reference, encoder=GradientEncoder(), mirrors=mirrors, top_k=top_k)[1]
 
 
 def _evidence(samples, maps, hits, reference, *, mirrors, align=True):
     measured = compared(samples, maps, hits, reference, mirrors=mirrors, align=align)
-    return Evidence(hits=hits, mirrors=mirrors, compared=measured, image_sides=tuple(samples.shape[2:]))
+    sides = tuple(samples.shape[2:])
+    return Evidence(hits=hits, mirrors=mirrors, compared=measured, image_sides=sides, has_label_maps=True)
 
 
 def _look(samples, reference, *, align=True, top_k=3):
     mirrors = ((), *((axis,) for axis in range(samples.ndim - 2)))
-    queries = _queries(samples, mirrors)
-    hits = retrieve(queries, reference, top_k=top_k)
+    hits = _hits(samples, reference, mirrors, top_k=top_k)
     maps = label_maps(SEGMENTER, samples, device=CPU)
     evidence = _evidence(samples, maps, hits, reference, mirrors=mirrors, align=align)
     return evidence, judge(evidence, reference, count=len(samples))
+
+
+def _of_levels(likeness):
+    """Returns the largest likeness of each level, `[n, 3]`."""
+    levels = np.array(likeness.columns)
+    columns = [likeness.by_measure[:, levels == level] for level in ("voxel", "feature", "segmentation")]
+    return np.stack([of_level.max(axis=1) for of_level in columns], axis=1)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -73,8 +81,8 @@ def test_altered_copies_are_matched_moved_back_and_called_alike(spatial, channel
         assert measures["voxel"]["normalized_cross_correlation"] > 0.98
         assert measures["voxel"]["structural_similarity"] > 0.95
         assert measures["segmentation"]["mean_dice"] > 0.98
-    # As it lies, a displaced copy is alike to nobody, which halves its likeness.
-    assert (likeness.by_level[:, [0, 2]] > (0.4 if displaced else 0.9)).all()
+    # As it lies, a displaced copy is alike to nobody.
+    assert (_of_levels(likeness)[:, [0, 2]] > 0.8).all()
 
 
 def test_a_new_patient_is_less_alike_than_any_copy():
@@ -84,7 +92,7 @@ def test_a_new_patient_is_less_alike_than_any_copy():
     _, copies = _look(training, reference)
     _, others = _look(fresh, reference)
 
-    assert (copies.by_level.min(axis=0) > others.by_level.max(axis=0)).all()
+    assert (_of_levels(copies).min(axis=0) > _of_levels(others).max(axis=0)).all()
     assert copies.neighbor_ratio.max() < 0.1 < others.neighbor_ratio.min()
 
 
@@ -94,7 +102,7 @@ def test_gain_and_offset_do_not_hide_a_copy():
     evidence, likeness = _look(0.7 * training[:4] + 0.1, _reference(training))
 
     assert evidence.training[likeness.best_pair].tolist() == [0, 1, 2, 3]
-    assert (likeness.by_level > 0.5).all()
+    assert (_of_levels(likeness) > 0.5).all()
 
 
 def test_measures_are_those_of_the_functions_without_transforms():
@@ -122,24 +130,34 @@ def test_measures_are_those_of_the_functions_without_transforms():
     assert all(evidence.transform(pair).shift_voxels == (0.0, 0.0) for pair in range(len(evidence.sample)))
 
 
-def test_likeness_is_one_minus_nearest_over_the_mean_of_other_groups():
+def test_likeness_is_one_minus_the_nearest_patient_over_the_mean_of_the_two_next():
     training = _smooth(9, 20, 20)
     groups = ["anna", "anna", "ben", "ben", "cleo", "dora", "eve", "fay", "gil"]
     reference = _reference(training, groups)
 
     evidence, likeness = _look(_smooth(4, 20, 20, seed=1), reference, top_k=7)
 
-    for column, level in enumerate(("voxel", "feature", "segmentation")):
+    named = [(level, one) for level in ("voxel", "feature", "segmentation") for one in evidence.similarities(level)]
+    assert likeness.columns == tuple(level for level, _ in named)
+    for column, (_, similarity) in enumerate(named):
         for sample in range(4):
-            expected = []
-            for similarity in evidence.similarities(level):
-                distance = 1 - similarity.astype(np.float64)
-                pairs = np.flatnonzero(evidence.sample == sample)
-                pairs = pairs[np.argsort(distance[pairs], kind="stable")]
-                nearest = groups[evidence.training[pairs[0]]]
-                others = [distance[p] for p in pairs if groups[evidence.training[p]] != nearest][:5]
-                expected.append(1 - distance[pairs[0]] / np.mean(others))
-            assert likeness.by_level[sample, column] == pytest.approx(np.mean(expected), abs=1e-4)
+            nearest = {}
+            for pair in np.flatnonzero(evidence.sample == sample):
+                group = groups[evidence.training[pair]]
+                nearest[group] = min(nearest.get(group, 2.0), 1 - float(similarity[pair]))
+            first, second, third = sorted(nearest.values())[:3]
+            expected = 1 - 2 * first / (second + third) if second + third > 0 else 0.0
+            assert likeness.by_measure[sample, column] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_sample_between_two_patients_is_less_like_a_copy_than_one_with_a_twin_in_the_training_set():
+    training = _smooth(9, 24, 24)
+    between = (training[:1] + training[1:2]) / 2
+    twin = training[2:3] + 0.01 * _smooth(1, 24, 24, seed=5)
+
+    _, likeness = _look(torch.cat([between, training[2:3]]), _reference(torch.cat([training, twin])))
+
+    assert (_of_levels(likeness)[0] < _of_levels(likeness)[1] - 0.2).all()
 
 
 def test_a_second_scan_of_the_copied_patient_does_not_hide_the_copy():
@@ -151,9 +169,9 @@ def test_a_second_scan_of_the_copied_patient_does_not_hide_the_copy():
     _, likeness = _look(training[:1], _reference(together, groups))
     _, fooled = _look(training[:1], _reference(together))
 
-    assert (likeness.by_level > 0.9).all()
+    assert (_of_levels(likeness) > 0.9).all()
     assert likeness.neighbor_ratio[0] < 0.1
-    assert fooled.by_level[0].min() < likeness.by_level[0].min()
+    assert _of_levels(fooled).min() < _of_levels(likeness).min()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.2])
@@ -164,20 +182,33 @@ def test_a_blank_sample_is_no_copy_of_a_blank_training_image(value, position):
 
     _, likeness = _look(torch.full((2, 1, 24, 24), value), _reference(training))
 
-    assert (likeness.by_level <= 0).all()
+    assert (likeness.by_measure <= 0).all()
 
 
 def test_a_segmenter_that_finds_nothing_gives_no_evidence():
     training = _smooth(6, 20, 20)
     reference = build(training, segment=lambda images: torch.zeros_like(images[:, 0]).long())
-    queries = _queries(training[:2], ((),))
-    hits = retrieve(queries, reference, top_k=3)
+    hits = _hits(training[:2], reference, ((),))
 
     nothing = torch.zeros(2, 20, 20, dtype=torch.long)
     evidence = _evidence(training[:2], nothing, hits, reference, mirrors=((),))
 
     assert not evidence.compared.measures["mean_dice"].any()
-    assert not judge(evidence, reference, count=2).by_level[:, 2].any()
+    assert not judge(evidence, reference, count=2).by_measure[:, -2:].any()
+
+
+def test_classes_of_intensity_are_evidence_of_voxels_and_label_maps_of_structures():
+    training = _smooth(6, 20, 20)
+    evidence, likeness = _look(training[:2], _reference(training))
+    by_intensity = dataclasses.replace(evidence, has_label_maps=False)
+
+    dice = [evidence.compared.measures[name] for name in ("mean_dice", "unmoved_dice")]
+    for with_dice, level in ((evidence, "segmentation"), (by_intensity, "voxel")):
+        for expected, found in zip(dice, with_dice.similarities(level)[-2:], strict=True):
+            np.testing.assert_array_equal(found, expected)
+    assert likeness.columns == ("voxel",) * 2 + ("feature",) + ("segmentation",) * 5
+    columns = judge(by_intensity, _reference(training), count=2).columns
+    assert columns == ("voxel",) * 4 + ("feature",) + ("segmentation",) * 3
 
 
 def test_chunks_of_pairs_change_no_number(monkeypatch):
@@ -197,7 +228,8 @@ def test_the_distance_to_training_is_that_to_the_nearest_hit():
     training, samples = _smooth(6, 20, 20), _smooth(3, 20, 20, seed=1)
     reference = _reference(training)
     evidence, likeness = _look(samples, reference)
-    queries = _queries(samples, ((), (0,), (1,)))
+    maps = label_maps(SEGMENTER, samples, device=CPU)
+    queries, _ = retrieved(samples, maps, reference, encoder=GradientEncoder(), mirrors=((), (0,), (1,)), top_k=3)
     vectors = reference.feature.vectors[np.arange(6)]
     cosine = np.einsum("vnd,md->vnm", queries.feature, vectors)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from built_references import build
+from built_references import build, retrieved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,8 +12,8 @@ from relict_lightning.retrieval import (
     balanced_distances,
     make_queries,
     nearest_of_union,
-    retrieve,
 )
+from relict_lightning.saliency import describe_saliency
 
 CPU = torch.device("cpu")
 MIRRORS = ((), (0,), (1,))
@@ -31,8 +31,13 @@ def _reference(images, groups, role="training"):
     return build(images, role=role, groups=groups, encoder=nn.Flatten(), segment=_sign)
 
 
-def _queries(images, mirrors=MIRRORS):
-    return make_queries(images, _sign(images), encoder=nn.Flatten(), mirrors=mirrors, device=CPU)
+def _queries(images, saliency=None, mirrors=MIRRORS):
+    saliency = saliency or describe_saliency(_reference(_images(8, 1), range(8)))
+    return make_queries(images, _sign(images), encoder=nn.Flatten(), saliency=saliency, mirrors=mirrors, device=CPU)
+
+
+def _retrieved(samples, reference, *, top_k, mirrors=MIRRORS):
+    return retrieved(samples, _sign(samples), reference, encoder=nn.Flatten(), mirrors=mirrors, top_k=top_k)[1]
 
 
 def _features(images):
@@ -54,7 +59,9 @@ def _groups(seed, count, patients):
 def test_queries_are_the_views_of_every_mirrored_sample():
     images = _images(70, 0)
 
-    queries = _queries(images)
+    saliency = describe_saliency(_reference(_images(8, 1), range(8)))
+
+    queries = _queries(images, saliency)
 
     assert len(queries) == 70
     for position, axes in enumerate(((), (2,), (3,))):
@@ -62,6 +69,7 @@ def test_queries_are_the_views_of_every_mirrored_sample():
         np.testing.assert_allclose(queries.feature[position], feature_view(nn.Flatten(), mirrored), atol=1e-6)
         np.testing.assert_allclose(queries.coarse[position], coarse_view(mirrored), atol=1e-6)
         np.testing.assert_allclose(queries.labels[position], label_view(_sign(mirrored)), atol=1e-6)
+        np.testing.assert_allclose(queries.salient[position], saliency.to_vectors(saliency.maps(mirrored)), atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -70,24 +78,29 @@ def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
     groups = _groups(seed, m, patients)
     training, samples = _images(m, seed), _images(4, seed + 1)
     expected = set()
-    for axes in ((), (2,), (3,)):
-        mirrored = samples.flip(axes)
-        for view in (
-            lambda images: feature_view(nn.Flatten(), images),
-            coarse_view,
-            lambda images: label_view(_sign(images)),
-        ):
-            # Stored images are in half precision.
-            similarity = (view(mirrored).double() @ view(_stored(training)).double().T).float().numpy()
-            for sample, row in enumerate(similarity):
-                seen = []
-                for rank, position in enumerate((-row).argsort(kind="stable")):
-                    is_new = groups[position] not in seen
-                    seen += [groups[position]] * is_new
-                    if rank < top_k or (is_new and len(seen) <= top_k):
-                        expected.add((sample, int(position)))
+    reference = _reference(training, groups)
+    saliency = describe_saliency(reference)
+    for view, by_what_stands_out in (
+        (lambda images: feature_view(nn.Flatten(), images), False),
+        (coarse_view, False),
+        (lambda images: label_view(_sign(images)), False),
+        (lambda images: torch.from_numpy(saliency.to_vectors(saliency.maps(images))), True),
+    ):
+        # Stored images are in half precision.
+        stored = view(_stored(training)).double().T
+        by_mirroring = [(view(samples.flip(axes)).double() @ stored).float().numpy() for axes in ((), (2,), (3,))]
+        rows = [*enumerate(np.max(by_mirroring, axis=0))]
+        # What stands out is looked up without any mirroring, too.
+        rows += enumerate(by_mirroring[0]) if by_what_stands_out else []
+        for sample, row in rows:
+            seen = []
+            for rank, position in enumerate((-row).argsort(kind="stable")):
+                is_new = groups[position] not in seen
+                seen += [groups[position]] * is_new
+                if rank < top_k or (is_new and len(seen) <= top_k):
+                    expected.add((sample, int(position)))
 
-    hits = retrieve(_queries(samples), _reference(training, groups), top_k=top_k)
+    hits = _retrieved(samples, reference, top_k=top_k)
 
     pairs = list(zip(hits.sample.tolist(), hits.training.tolist(), strict=True))
     assert sorted(set(pairs)) == sorted(expected)
@@ -111,7 +124,7 @@ def test_a_patient_with_many_images_does_not_hide_the_others():
     training = torch.cat([one + 0.01 * _images(20, 1), _images(6, 2)])
     groups = ["anna"] * 20 + [f"patient {position}" for position in range(6)]
 
-    hits = retrieve(_queries(one, ((),)), _reference(training, groups), top_k=3)
+    hits = _retrieved(one, _reference(training, groups), top_k=3, mirrors=((),))
 
     assert len({groups[position] for position in hits.training}) >= 3
 
@@ -120,7 +133,7 @@ def test_a_patient_with_many_images_does_not_hide_the_others():
 def test_a_hit_tells_under_which_mirroring_it_is_alike(mirroring, axes):
     training = _images(8, 0)
 
-    hits = retrieve(_queries(training[:3].flip(axes)), _reference(training, range(8)), top_k=2)
+    hits = _retrieved(training[:3].flip(axes), _reference(training, range(8)), top_k=2)
 
     copies = hits.sample == hits.training
     assert copies.sum() == 3
@@ -131,9 +144,9 @@ def test_a_hit_tells_under_which_mirroring_it_is_alike(mirroring, axes):
 
 def test_samples_do_not_influence_each_others_hits():
     training, samples = _reference(_images(12, 0), range(12)), _images(5, 1)
-    together = retrieve(_queries(samples), training, top_k=3)
+    together = _retrieved(samples, training, top_k=3)
 
-    alone = retrieve(_queries(samples[3:4]), training, top_k=3)
+    alone = _retrieved(samples[3:4], training, top_k=3)
 
     assert alone.training.tolist() == together.training[together.sample == 3].tolist()
 

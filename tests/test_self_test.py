@@ -7,6 +7,7 @@ from built_references import build
 from torch.nn.functional import max_pool2d
 
 from relict_lightning.alterations import ALTERATION_NAMES
+from relict_lightning.calibration import Rule
 from relict_lightning.errors import ConfigurationError, EmptyDataError
 from relict_lightning.functional import estimate_rate
 from relict_lightning.planting import PlantedCopies, plant_copies
@@ -205,7 +206,7 @@ def test_what_cannot_be_planted_is_refused(training, heldout):
         plant_copies(one_patient, heldout, copies_per_alteration=1)
 
 
-def _evaluated(*, control=None, fdr=0.05, **changed):
+def _evaluated(*, control=None, fdr=0.05, columns=LEVELS, **changed):
     """Returns the self-test of four plain and four mirrored copies; three and one of them stand out."""
     planted = PlantedCopies(
         images=torch.zeros(8, 1, 4, 4),
@@ -226,7 +227,8 @@ def _evaluated(*, control=None, fdr=0.05, **changed):
         "matched_groups": np.array([0, 1, 2, 3, 4, 5, 7, 6]),
         "source_groups": np.arange(8),
     }
-    return evaluate_self_test(planted, **{**arguments, **changed}, control_likeness=control, fdr=fdr)
+    given = {**arguments, **changed, "rule": Rule(columns=columns)}
+    return evaluate_self_test(planted, **given, control_likeness=control, fdr=fdr)
 
 
 def test_recalls_count_what_stands_out_from_the_control():
@@ -263,7 +265,7 @@ def test_levels_have_the_names_that_they_are_given():
     likeness = np.zeros((8, 4))
     likeness[:4, 3] = 0.9
 
-    test = _evaluated(control=control, likeness=likeness, levels=(*LEVELS, "region"))
+    test = _evaluated(control=control, likeness=likeness, columns=(*LEVELS, "region"))
 
     assert test.levels == (*LEVELS, "region")
     assert [test.alterations[0].level_recalls[level].successes for level in test.levels] == [0, 0, 0, 4]
@@ -316,8 +318,8 @@ def test_held_out_patients_that_stand_out_from_the_other_half_count_as_false_pos
     # Each half holds one of them, and calls the other half's no replica: it is not larger than its own.
     assert test.heldout_false_positive_rate == estimate_rate(0, 60)
     control[7] = 0.0
-    assert split_false_positive_rate(control, fdr=0.1) == estimate_rate(1, 60)
-    assert split_false_positive_rate(control[:1], fdr=0.1) == estimate_rate(0, 1)
+    assert split_false_positive_rate(control, Rule(columns=LEVELS), fdr=0.1) == estimate_rate(1, 60)
+    assert split_false_positive_rate(control[:1], Rule(columns=LEVELS), fdr=0.1) == estimate_rate(0, 1)
 
 
 def test_a_self_test_survives_json():
@@ -351,6 +353,6 @@ def test_numbers_that_do_not_fit_the_copies_are_refused():
     with pytest.raises(ConfigurationError, match=r"one row per planted copy, 8; got .*'matched_groups': 7"):
         _evaluated(matched_groups=np.arange(7))
     with pytest.raises(ConfigurationError, match=r"one column for each of \('voxel',\)"):
-        _evaluated(levels=("voxel",))
+        _evaluated(columns=("voxel",))
     with pytest.raises(ConfigurationError, match="alpha must lie in"):
         _evaluated(alpha=1.0)

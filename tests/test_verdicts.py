@@ -3,14 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from built_references import build, compared
+from built_references import build, compared, retrieved
 
+from relict_lightning.calibration import Rule
 from relict_lightning.control import Control
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.functional import benjamini_hochberg, simes_p_value, tail_p_value
 from relict_lightning.results import LEVELS
-from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 from relict_lightning.testing import simulate_heads
 from relict_lightning.verdicts import conclude, conclude_without_control
@@ -25,10 +25,9 @@ def _reference(images, role, groups):
 
 def _look(images, training):
     maps = label_maps(IntensitySegmenter(), images, device=CPU)
-    queries = make_queries(images, maps, encoder=GradientEncoder(), mirrors=((),), device=CPU)
-    hits = retrieve(queries, training, top_k=5)
+    queries, hits = retrieved(images, maps, training, encoder=GradientEncoder(), mirrors=((),), top_k=5)
     measured = compared(images, maps, hits, training, mirrors=((),), align=False)
-    evidence = Evidence(hits=hits, mirrors=((),), compared=measured, image_sides=(24, 24))
+    evidence = Evidence(hits=hits, mirrors=((),), compared=measured, image_sides=(24, 24), has_label_maps=True)
     return Look(queries=queries, evidence=evidence, likeness=judge(evidence, training, count=len(images)))
 
 
@@ -40,7 +39,11 @@ def scene():
     heldout = _reference(images[12:52], "held-out", [f"other {position}" for position in range(40)])
     of_heldout = _look(images[12:52], training)
     control = Control(
-        likeness=of_heldout.likeness.by_level, distance_to_training=of_heldout.distance_to_training, seconds=0.0
+        likeness=of_heldout.likeness.by_measure,
+        distance_to_training=of_heldout.distance_to_training,
+        rule=Rule(columns=of_heldout.likeness.columns),
+        self_test=None,
+        seconds=0.0,
     )
     look = _look(torch.cat([images[[4, 4, 7]], images[52:]]), training)
     return look, training, heldout, control
@@ -75,12 +78,16 @@ def test_verdicts_are_the_discoveries_among_their_p_values(result):
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_rate_of_a_level_counts_the_discoveries_of_that_level(scene, result, level):
     look, _, _, control = scene
-    column = LEVELS.index(level)
-    p_values = tail_p_value(
-        torch.from_numpy(look.likeness.by_level[:, column].copy()), torch.from_numpy(control.likeness[:, column].copy())
-    )
+    columns = np.array(look.likeness.columns) == level
+    location = np.median(control.likeness, axis=0)
+    spread = np.maximum(1.4826 * np.median(np.abs(control.likeness - location), axis=0), 0.01)
+    deviations = [
+        torch.from_numpy(((values - location) / spread)[:, columns].max(axis=1))
+        for values in (look.likeness.by_measure, control.likeness)
+    ]
+    p_values = tail_p_value(*deviations)
 
-    assert [verdict.level_p_values[level] for verdict in result.verdicts] == p_values.tolist()
+    assert [verdict.level_p_values[level] for verdict in result.verdicts] == pytest.approx(p_values.tolist())
     assert result.level_rates[level].successes == int(benjamini_hochberg(p_values, fdr=FDR).sum())
 
 

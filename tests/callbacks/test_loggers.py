@@ -25,7 +25,7 @@ NAMES = {
         "replica_rate", "replica_rate_low", "replica_rate_high", "replica_rate_voxel", "replica_rate_feature",
         "replica_rate_segmentation", "memorization_p_value", "closer_to_training_share", "neighbor_ratio_fraction",
         "ct_score", "unique_training_images_replicated", "max_similarity", "self_similarity", "onset",
-        "heldout_false_positive_rate", "seconds_sampling", "seconds_checking",
+        "heldout_false_positive_rate", "planted_copy_recall", "seconds_sampling", "seconds_checking",
     )
 }  # fmt: skip
 

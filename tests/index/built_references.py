@@ -6,8 +6,10 @@ from relict_lightning.comparison import compare_hits
 from relict_lightning.data import open_images
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.index import BuildOptions, IntensityScale, Pipeline, build_reference, digest_module
-from relict_lightning.population import describe_population
+from relict_lightning.retrieval import make_queries, retrieve
+from relict_lightning.saliency import describe_saliency
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
+from relict_lightning.usual import describe_usual
 
 CPU = torch.device("cpu")
 UNIT = IntensityScale(low=0.0, high=1.0)
@@ -49,8 +51,15 @@ def build(
     return build_reference(source, pipeline, BuildOptions(**options))
 
 
+def retrieved(samples, maps, reference, *, encoder, mirrors, top_k):
+    """Returns queries and hits of samples among the images of a reference, whose details are described for it."""
+    saliency = describe_saliency(reference)
+    queries = make_queries(samples, maps, encoder=encoder, saliency=saliency, mirrors=mirrors, device=CPU)
+    return queries, retrieve(queries, reference, saliency, top_k=top_k)
+
+
 def compared(samples, maps, hits, reference, *, mirrors, align=True):
-    """Returns the measures of hits among the images of a reference, whose population is described for it."""
+    """Returns the measures of hits among the images of a reference, what is usual in which is described for it."""
     return compare_hits(
         samples,
         maps,
@@ -58,6 +67,6 @@ def compared(samples, maps, hits, reference, *, mirrors, align=True):
         mirrors=mirrors,
         align=align,
         reference=reference,
-        population=describe_population(reference),
+        usual=describe_usual(reference),
         device=CPU,
     )
