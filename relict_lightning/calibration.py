@@ -40,8 +40,6 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 # Differences in copy-likeness below this are no evidence, however little the control varies.
 _SMALLEST_SPREAD = 0.01
-# Where structures lead, another level counts up to twice as much as they do.
-_LEAD = 2.0
 # Planted copies count as found at this p-value, and so many of them must still be found where structures lead.
 _FOUND, _KEPT_SHARE = 0.05, 0.9
 # Makes the median absolute deviation of a normal variable its standard deviation.
@@ -161,7 +159,7 @@ def _fuse(by_level: Array, rule: Rule) -> Array:
         together: Array = np.sqrt(np.square(excess).mean(axis=-1))
         return together
     lead = excess[..., -1]
-    borne_out = np.minimum(excess[..., :-1], _LEAD * lead[..., None])
+    borne_out = np.minimum(excess[..., :-1], lead[..., None])
     led: Array = np.sqrt(np.square(lead) + np.square(borne_out).sum(axis=-1) / max(1, borne_out.shape[-1]))
     return led
 

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -14,14 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from relict_lightning.alterations import SMALLEST_SIDE
-from relict_lightning.calibration import Rule, choose_rule
-from relict_lightning.comparison import MEASUREMENT_VERSION, compare_hits
+from relict_lightning.comparison import MEASUREMENT_VERSION
 from relict_lightning.control import (
     Control,
     merge_copies,
     new_patients_only,
-    one_image_per_group,
     read_control,
     write_control,
 )
@@ -37,7 +33,6 @@ from relict_lightning.errors import (
     NotFittedError,
     RelictWarning,
 )
-from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.fitted import Fitted, read_fitted, read_settings, write_fitted
 from relict_lightning.functional import minimum_discoveries, mirror, warp_affine
 from relict_lightning.functional.statistics import TAIL_CONTROLS
@@ -58,19 +53,13 @@ from relict_lightning.index import (
     writing,
 )
 from relict_lightning.intensities import warn_of_other_intensities
-from relict_lightning.planting import PlantedCopies, plant_copies
 from relict_lightning.processes import Processes
 from relict_lightning.results import DetectionResult, MatchedPair
-from relict_lightning.retrieval import make_queries, retrieve
+from relict_lightning.road import Road
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
-from relict_lightning.self_test import SelfTest, evaluate_self_test
+from relict_lightning.self_test import SelfTest
 from relict_lightning.usual import Usual, describe_usual, read_usual, write_usual
 from relict_lightning.verdicts import conclude, conclude_without_control
-
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
-
-# Copies planted at every fit per alteration; one in ten of all, the margin of `choose_rule`, is then more than one.
-_PLANTED = 2
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -82,18 +71,18 @@ Images: TypeAlias = Any
 class ReplicaDetector:
     """Decides which samples are replicas of training images, and of which.
 
-    A sample's nearest training images are retrieved by several views, compared voxel by voxel and label by label, and
-    judged against the same measurement on held-out patients.
+    A sample's nearest training images are retrieved by several views, compared voxel by voxel and structure by
+    structure, and judged against the same measurement on held-out patients.
 
     Args:
         encoder: Images to embeddings; any module. None takes `GradientEncoder`, which needs no weights. The detector
             keeps a frozen copy.
         segmenter: Images to label maps; any module that returns label maps `[n, *spatial]` or scores
             `[n, labels, *spatial]`. None takes `IntensitySegmenter`. The detector keeps a frozen copy.
-        top_k: Hits per view and mirroring, at least 2.
+        top_k: Hits per view, at least 2.
         fdr: False discovery rate of the verdicts, in (0, 1).
-        transforms: Which alterations to look through: "default" searches mirror images along each axis and
-            displacements of whole voxels up to a tenth of the shortest side, "none" compares images as they are.
+        transforms: Which alterations to look through: "default" mirrors along each axis and aligns by displacement (up
+            to a tenth of the shortest side), rotation, scale and shear, "none" compares images as they are.
         cache_dir: Folder in which what `fit` builds is kept and found again. None keeps it in memory. It holds
             patient data.
         store: How the training images are kept for comparison: "float16", "uint8" (half the space, to 1/510 of each
@@ -291,13 +280,7 @@ class ReplicaDetector:
         images, given_maps = self._read_samples(generated, generated_segmentations)
         warn_of_other_intensities(images, fitted.training)
         maps = self._segment(images) if given_maps is None else given_maps
-        look = self._look(
-            images,
-            maps,
-            training=fitted.training,
-            usual=fitted.usual,
-            needs_label_maps=fitted.needs_label_maps,
-        )
+        look = self._road(fitted.training, fitted.usual, needs_label_maps=fitted.needs_label_maps).look(images, maps)
         if fitted.control is None or fitted.heldout is None:
             return conclude_without_control(look, fitted.training, fdr=fdr)
         self._warn_if_nothing_can_be_found(len(images), fdr)
@@ -362,11 +345,10 @@ class ReplicaDetector:
                 "The self-test judges planted copies against held-out images, and there are none. "
                 "Pass them to `fit(training, heldout)`."
             )
-        planted = self._plant(fitted.training, fitted.heldout, copies_per_alteration=copies_per_alteration, seed=seed)
-        look = self._look_at_planted(
-            planted, training=fitted.training, usual=fitted.usual, needs_label_maps=fitted.needs_label_maps
+        road = self._road(fitted.training, fitted.usual, needs_label_maps=fitted.needs_label_maps)
+        return road.test_itself(
+            fitted.heldout, fitted.control, copies_per_alteration=copies_per_alteration, seed=seed, fdr=self.fdr
         )
-        return self._evaluated(planted, look, fitted.training, fitted.control.likeness, fitted.control.rule)
 
     @property
     def is_fitted(self) -> bool:
@@ -557,59 +539,12 @@ class ReplicaDetector:
             found = self.processes.gather(find, doing="Reading the control")[0]
             if found is not None:
                 return found
-        started = time.perf_counter()
         usual = describe_usual(training)
-        positions = one_image_per_group(heldout)
-        images = torch.from_numpy(heldout.fetch_volumes(positions))
-        maps = torch.from_numpy(heldout.fetch_label_maps(positions))
-        look = self._look(images, maps, training=training, usual=usual, needs_label_maps=needs_label_maps)
-        likeness, columns = look.likeness.by_measure, look.likeness.columns
-        rule, self_test = Rule(columns=columns), None
-        if min(training.image_shape[1:]) >= SMALLEST_SIDE:
-            planted = self._plant(training, heldout, copies_per_alteration=_PLANTED, seed=0)
-            of_planted = self._look_at_planted(
-                planted, training=training, usual=usual, needs_label_maps=needs_label_maps
-            )
-            rule = choose_rule(of_planted.likeness.by_measure, likeness, columns)
-            self_test = self._evaluated(planted, of_planted, training, likeness, rule)
-        control = Control(
-            likeness=likeness,
-            distance_to_training=look.distance_to_training,
-            rule=rule,
-            self_test=self_test,
-            seconds=time.perf_counter() - started,
-        )
+        control = self._road(training, usual, needs_label_maps=needs_label_maps).measure_control(heldout, fdr=self.fdr)
         if directory is not None:
             put = partial(_put_control, usual, control, directory) if self.processes.is_first else _nothing
             self.processes.gather(put, doing="Writing the control")
         return usual, control
-
-    def _plant(
-        self, training: Reference, heldout: Reference, *, copies_per_alteration: int, seed: int
-    ) -> PlantedCopies:
-        return self.processes.together(
-            lambda: plant_copies(training, heldout, copies_per_alteration=copies_per_alteration, seed=seed),
-            doing="Planting copies",
-        )
-
-    def _look_at_planted(
-        self, planted: PlantedCopies, *, training: Reference, usual: Usual, needs_label_maps: bool
-    ) -> Look:
-        maps = planted.label_maps if needs_label_maps else self._segment(planted.images)
-        return self._look(planted.images, maps, training=training, usual=usual, needs_label_maps=needs_label_maps)
-
-    def _evaluated(
-        self, planted: PlantedCopies, look: Look, training: Reference, control_likeness: Array, rule: Rule
-    ) -> SelfTest:
-        return evaluate_self_test(
-            planted,
-            likeness=look.likeness.by_measure,
-            matched_groups=training.group_codes[look.evidence.training[look.likeness.best_pair]],
-            source_groups=training.group_codes[planted.source],
-            control_likeness=control_likeness,
-            rule=rule,
-            fdr=self.fdr,
-        )
 
     def _read_samples(
         self, generated: Images, segmentations: Any | None
@@ -625,45 +560,20 @@ class ReplicaDetector:
             )
         return images, None if segmentations is None else torch.cat([_given_label_maps(batch) for batch in batches])
 
-    def _look(
-        self,
-        images: Float[Tensor, "n c *spatial"],
-        maps: Tensor,
-        *,
-        training: Reference,
-        usual: Usual,
-        needs_label_maps: bool,
-    ) -> Look:
-        """Measure images against the training set: the one road that samples and control take."""
-        spatial = tuple(images.shape[2:])
-        align = self.transforms == "default"
-        mirrors = ((), *((axis,) for axis in range(len(spatial)))) if align else ((),)
-        queries = self.processes.together(
-            lambda: make_queries(
-                images, maps, encoder=self._encoder, saliency=usual.saliency, mirrors=mirrors, device=self.device
-            ),
-            doing="Embedding the samples",
-        )
-        hits = retrieve(queries, training, usual.saliency, top_k=self.top_k)
-        compared = compare_hits(
-            images,
-            maps,
-            hits,
-            mirrors=mirrors,
-            align=align,
-            reference=training,
+    def _road(self, training: Reference, usual: Usual, *, needs_label_maps: bool) -> Road:
+        """Return the road that samples and control take."""
+        return Road(
+            training=training,
             usual=usual,
+            encoder=self._encoder,
+            segmenter=self._segmenter,
+            brings_label_maps=needs_label_maps,
+            # The default segmenter's are classes of intensity.
+            shows_structures=needs_label_maps or self._segmenter_is_given,
+            align=self.transforms == "default",
+            top_k=self.top_k,
             device=self.device,
         )
-        evidence = Evidence(
-            hits=hits,
-            mirrors=mirrors,
-            compared=compared,
-            image_sides=spatial,
-            # Those of the default segmenter show classes of intensity, not structures.
-            has_label_maps=needs_label_maps or self._segmenter_is_given,
-        )
-        return Look(queries=queries, evidence=evidence, likeness=judge(evidence, training, count=len(images)))
 
     def _warn_if_nothing_can_be_found(self, num_samples: int, fdr: float) -> None:
         too_few = self.heldout_groups < TAIL_CONTROLS

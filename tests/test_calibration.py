@@ -44,7 +44,7 @@ def test_a_copy_at_one_of_three_levels_keeps_the_root_of_a_third_of_its_score():
     assert calibrated.level_p_values[0, 1:].tolist() == [1, 1]
 
 
-def test_where_structures_lead_other_levels_count_up_to_twice_as_much():
+def test_where_structures_lead_another_level_counts_up_to_as_much_as_they_do():
     control = np.random.default_rng(0).uniform(0, 0.2, (99, 3))
     location, spread = (
         np.median(control, axis=0),
@@ -55,7 +55,7 @@ def test_where_structures_lead_other_levels_count_up_to_twice_as_much():
 
     calibrated = _calibrated(location + spread * deviations, control, led=True)
 
-    assert calibrated.scores == pytest.approx([6.0, 0.0, np.sqrt(4 + (16 + 1) / 2)])
+    assert calibrated.scores == pytest.approx([6.0, 0.0, np.sqrt(4 + (4 + 1) / 2)])
     assert calibrated.p_values[1] == 1.0
 
 

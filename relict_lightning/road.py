@@ -1,0 +1,164 @@
+"""The one road that samples, held-out patients and planted copies take, from images to what is measured of them.
+
+An error rate holds for samples only as far as the control was measured as they are. So nothing here knows which of the
+three it measures.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from relict_lightning.alterations import SMALLEST_SIDE
+from relict_lightning.calibration import Rule, choose_rule
+from relict_lightning.comparison import compare_hits
+from relict_lightning.control import Control, one_image_per_group
+from relict_lightning.evidence import Evidence, Look, judge
+from relict_lightning.index import Reference
+from relict_lightning.planting import PlantedCopies, plant_copies
+from relict_lightning.retrieval import make_queries, retrieve
+from relict_lightning.segmenters import label_maps
+from relict_lightning.self_test import SelfTest, evaluate_self_test
+from relict_lightning.usual import Usual
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+# Copies planted per alteration to choose a rule; one in ten of all, the margin of `choose_rule`, is then more than one.
+_PLANTED = 2
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Road:
+    """From images to what is measured of them.
+
+    Attributes:
+        training: The training images.
+        usual: What is usual in them.
+        encoder: Images to embeddings.
+        segmenter: Images to label maps.
+        brings_label_maps: Whether images bring label maps of their own.
+        shows_structures: Whether label maps show structures, and not classes of intensity.
+        align: Whether to look through mirrorings and movements.
+        top_k: Hits per view.
+        device: Where to compute.
+    """
+
+    training: Reference
+    usual: Usual
+    encoder: nn.Module
+    segmenter: nn.Module
+    brings_label_maps: bool
+    shows_structures: bool
+    align: bool
+    top_k: int
+    device: torch.device
+
+    def look(self, images: Float[Tensor, "n c *spatial"], maps: Int[Tensor, "n *spatial"]) -> Look:
+        """Return what is measured of images on the training set's scale; all processes call this alike.
+
+        Args:
+            images: The images.
+            maps: Their label maps.
+        """
+        spatial = tuple(images.shape[2:])
+        mirrors = ((), *((axis,) for axis in range(len(spatial)))) if self.align else ((),)
+        queries = self.training.processes.together(
+            lambda: make_queries(
+                images, maps, encoder=self.encoder, saliency=self.usual.saliency, mirrors=mirrors, device=self.device
+            ),
+            doing="Embedding the samples",
+        )
+        hits = retrieve(queries, self.training, self.usual.saliency, top_k=self.top_k)
+        compared = compare_hits(
+            images,
+            maps,
+            hits,
+            mirrors=mirrors,
+            align=self.align,
+            reference=self.training,
+            usual=self.usual,
+            device=self.device,
+        )
+        evidence = Evidence(
+            hits=hits,
+            mirrors=mirrors,
+            compared=compared,
+            image_sides=spatial,
+            has_label_maps=self.shows_structures,
+        )
+        return Look(queries=queries, evidence=evidence, likeness=judge(evidence, self.training, count=len(images)))
+
+    def measure_control(self, heldout: Reference, *, fdr: float) -> Control:
+        """Return what is measured of one image of each held-out patient, and the rule that planted copies choose.
+
+        Args:
+            heldout: The held-out images, none of a training patient.
+            fdr: False discovery rate that the self-test tells the false-positive rate at.
+        """
+        started = time.perf_counter()
+        positions = one_image_per_group(heldout)
+        images = torch.from_numpy(heldout.fetch_volumes(positions))
+        look = self.look(images, torch.from_numpy(heldout.fetch_label_maps(positions)))
+        likeness, rule, self_test = look.likeness.by_measure, Rule(columns=look.likeness.columns), None
+        if min(self.training.image_shape[1:]) >= SMALLEST_SIDE:
+            planted = self._plant(heldout, copies_per_alteration=_PLANTED, seed=0)
+            of_planted = self._look_at_planted(planted)
+            rule = choose_rule(of_planted.likeness.by_measure, likeness, rule.columns)
+            self_test = self._evaluated(planted, of_planted, likeness, rule, fdr=fdr)
+        return Control(
+            likeness=likeness,
+            distance_to_training=look.distance_to_training,
+            rule=rule,
+            self_test=self_test,
+            seconds=time.perf_counter() - started,
+        )
+
+    def test_itself(
+        self, heldout: Reference, control: Control, *, copies_per_alteration: int, seed: int, fdr: float
+    ) -> SelfTest:
+        """Return which of newly planted copies are found.
+
+        Args:
+            heldout: The held-out images, which transplants are put into.
+            control: What was measured of them.
+            copies_per_alteration: Copies per alteration, at least 1.
+            seed: Seed of the choice of patients and strengths.
+            fdr: False discovery rate that the false-positive rate is told at.
+
+        Raises:
+            ConfigurationError: If `copies_per_alteration` is below 1.
+        """
+        planted = self._plant(heldout, copies_per_alteration=copies_per_alteration, seed=seed)
+        look = self._look_at_planted(planted)
+        return self._evaluated(planted, look, control.likeness, control.rule, fdr=fdr)
+
+    def _plant(self, heldout: Reference, *, copies_per_alteration: int, seed: int) -> PlantedCopies:
+        return self.training.processes.together(
+            lambda: plant_copies(self.training, heldout, copies_per_alteration=copies_per_alteration, seed=seed),
+            doing="Planting copies",
+        )
+
+    def _look_at_planted(self, planted: PlantedCopies) -> Look:
+        maps = planted.label_maps
+        if not self.brings_label_maps:
+            maps = label_maps(self.segmenter, planted.images, device=self.device)
+        return self.look(planted.images, maps)
+
+    def _evaluated(
+        self, planted: PlantedCopies, look: Look, control_likeness: Array, rule: Rule, *, fdr: float
+    ) -> SelfTest:
+        codes = self.training.group_codes
+        return evaluate_self_test(
+            planted,
+            likeness=look.likeness.by_measure,
+            matched_groups=codes[look.evidence.training[look.likeness.best_pair]],
+            source_groups=codes[planted.source],
+            control_likeness=control_likeness,
+            rule=rule,
+            fdr=fdr,
+        )
