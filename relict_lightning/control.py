@@ -21,6 +21,7 @@ class Control:
 
     Attributes:
         likeness: Copy-likeness by each measure, `[h, c]`.
+        leaks: Groups of held-out images that were left out, because they resemble training images as only copies do.
         rule: How the measures are put together.
         self_test: What is found of copies of training images that were planted; None where images are too small.
         distance_to_training: Euclidean distance of unit embeddings to the nearest hit, `[h]`.
@@ -28,6 +29,7 @@ class Control:
     """
 
     likeness: Array
+    leaks: tuple[str, ...]
     rule: Rule
     self_test: SelfTest | None
     distance_to_training: Array
@@ -108,6 +110,12 @@ def new_patients_only(
     return merged
 
 
+def without_groups(heldout: Reference, groups: Collection[str]) -> Reference:
+    """Return the held-out images of all groups but some."""
+    kept = [position for position, group in enumerate(heldout.groups) if group not in groups]
+    return heldout if len(kept) == len(heldout) else subset(heldout, kept)
+
+
 def one_image_per_group(heldout: Reference) -> Array:
     """Return the position of each group's first image, in order."""
     _, first_of_group = np.unique(heldout.group_codes, return_index=True)
@@ -119,7 +127,8 @@ def write_control(control: Control, writer: EntryWriter, *, prefix: str) -> None
     for name in ("likeness", "distance_to_training"):
         writer.array(f"{prefix}{name}", getattr(control, name))
     rule = {"columns": control.rule.columns, "led": control.rule.led}
-    about = {"seconds": control.seconds, "rule": rule, "self_test": control.self_test and control.self_test.to_dict()}
+    self_test = None if control.self_test is None else control.self_test.to_dict()
+    about = {"seconds": control.seconds, "leaks": control.leaks, "rule": rule, "self_test": self_test}
     writer.table(f"{prefix}about", about)
 
 
@@ -130,6 +139,7 @@ def read_control(entry: Entry, *, prefix: str) -> Control:
         likeness=np.array(entry.array(f"{prefix}likeness")),
         distance_to_training=np.array(entry.array(f"{prefix}distance_to_training")),
         seconds=float(about["seconds"]),
+        leaks=tuple(about["leaks"]),
         rule=Rule(columns=tuple(about["rule"]["columns"]), led=bool(about["rule"]["led"])),
-        self_test=about["self_test"] and SelfTest.from_dict(about["self_test"]),
+        self_test=None if about["self_test"] is None else SelfTest.from_dict(about["self_test"]),
     )

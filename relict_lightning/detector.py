@@ -194,7 +194,8 @@ class ReplicaDetector:
             The detector itself.
 
         Raises:
-            EmptyDataError: If either set has fewer than two patients.
+            EmptyDataError: If either set has fewer than two patients, held-out ones that resemble training patients as
+                only copies do left out.
             InvalidImageError: If images are not finite, or not all of one shape.
             NondeterministicDataError: If two reads of one item differ.
             ConfigurationError: If label maps are given for one set only and no segmenter makes the others.
@@ -281,10 +282,10 @@ class ReplicaDetector:
         warn_of_other_intensities(images, fitted.training)
         maps = self._segment(images) if given_maps is None else given_maps
         look = self._road(fitted.training, fitted.usual, needs_label_maps=fitted.needs_label_maps).look(images, maps)
-        if fitted.control is None or fitted.heldout is None:
+        if fitted.control is None or fitted.unseen is None:
             return conclude_without_control(look, fitted.training, fdr=fdr)
         self._warn_if_nothing_can_be_found(len(images), fdr)
-        return conclude(look, fitted.training, heldout=fitted.heldout, control=fitted.control, fdr=fdr)
+        return conclude(look, fitted.training, heldout=fitted.unseen, control=fitted.control, fdr=fdr)
 
     def matched_pairs(self, generated: Images, result: DetectionResult, positions: Sequence[int]) -> list[MatchedPair]:
         """Return samples beside the training images that they match, moved onto them, for people to look at.
@@ -340,14 +341,14 @@ class ReplicaDetector:
             8
         """
         fitted = self._state
-        if fitted.heldout is None or fitted.control is None:
+        if fitted.unseen is None or fitted.control is None:
             raise MissingControlError(
                 "The self-test judges planted copies against held-out images, and there are none. "
                 "Pass them to `fit(training, heldout)`."
             )
         road = self._road(fitted.training, fitted.usual, needs_label_maps=fitted.needs_label_maps)
         return road.test_itself(
-            fitted.heldout, fitted.control, copies_per_alteration=copies_per_alteration, seed=seed, fdr=self.fdr
+            fitted.unseen, fitted.control, copies_per_alteration=copies_per_alteration, seed=seed, fdr=self.fdr
         )
 
     @property
@@ -372,9 +373,9 @@ class ReplicaDetector:
 
     @property
     def heldout_groups(self) -> int:
-        """Number of held-out patients; 0 without any."""
-        heldout = self._state.heldout
-        return 0 if heldout is None else len(set(heldout.groups))
+        """Number of held-out patients in the control; 0 without any."""
+        unseen = self._state.unseen
+        return 0 if unseen is None else len(set(unseen.groups))
 
     @property
     def from_cache(self) -> bool:
@@ -516,6 +517,14 @@ class ReplicaDetector:
         everyone = self._reference(source, training.scale, given=given)
         heldout = new_patients_only(everyone, known_groups=known_groups, known_digests=training.item_digests)
         usual, control = self._control(training, heldout, everyone.fingerprint, needs_label_maps=needs_label_maps)
+        if control.leaks:
+            warnings.warn(
+                f"{len(control.leaks)} of {len(control.leaks) + len(control.likeness)} held-out patients resemble "
+                f"training patients as only copies or new scans of the same patient do. They are left out of the "
+                f"control. Check how the sets were split.",
+                RelictWarning,
+                stacklevel=3,
+            )
         return Fitted(
             training=training,
             usual=usual,

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from relict_lightning.comparison import MEASUREMENT_VERSION
-from relict_lightning.control import Control, read_control, write_control
+from relict_lightning.control import Control, read_control, without_groups, write_control
 from relict_lightning.errors import IndexStaleError
 from relict_lightning.index import Entry, Reference, read_reference, write_reference, writing
 from relict_lightning.usual import Usual, read_usual, write_usual
@@ -19,7 +20,7 @@ class Fitted:
     Attributes:
         training: The training images.
         usual: What is usual in them.
-        heldout: The held-out images of new patients; None without any.
+        heldout: The held-out images of patients who are new by name; None without any.
         control: Their measurements; None without any.
         needs_label_maps: Whether samples must bring label maps, because the training images did and no segmenter
             makes the same labels.
@@ -30,6 +31,13 @@ class Fitted:
     heldout: Reference | None
     control: Control | None
     needs_label_maps: bool
+
+    @cached_property
+    def unseen(self) -> Reference | None:
+        """The held-out images without those that resemble training images as only copies do; None without any."""
+        if self.heldout is None or self.control is None:
+            return None
+        return without_groups(self.heldout, self.control.leaks)
 
 
 def write_fitted(fitted: Fitted, path: Path, *, settings: Mapping[str, object], is_writer: bool) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from relict_lightning.alterations import SMALLEST_SIDE
 from relict_lightning.calibration import Rule, choose_rule
 from relict_lightning.comparison import compare_hits
-from relict_lightning.control import Control, one_image_per_group
+from relict_lightning.control import Control, one_image_per_group, without_groups
+from relict_lightning.errors import EmptyDataError
 from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.index import Reference
 from relict_lightning.planting import PlantedCopies, plant_copies
@@ -27,6 +28,11 @@ from relict_lightning.usual import Usual
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
+# A held-out image twice as near to a training patient as the next patients are, in voxels and in features, is a leak.
+# Of patients who were not, none came to more than a third in either simulated population.
+_LEAK = 0.5
+# A control needs so many patients.
+_FEWEST = 2
 # Copies planted per alteration to choose a rule; one in ten of all, the margin of `choose_rule`, is then more than one.
 _PLANTED = 2
 
@@ -96,23 +102,37 @@ class Road:
     def measure_control(self, heldout: Reference, *, fdr: float) -> Control:
         """Return what is measured of one image of each held-out patient, and the rule that planted copies choose.
 
+        Images that resemble training images as only copies and new scans of the same patient do are left out: the
+        control would take copies for usual.
+
         Args:
-            heldout: The held-out images, none of a training patient.
+            heldout: The held-out images, none known to be of a training patient.
             fdr: False discovery rate that the self-test tells the false-positive rate at.
+
+        Raises:
+            EmptyDataError: If fewer than two patients are left.
         """
         started = time.perf_counter()
         positions = one_image_per_group(heldout)
         images = torch.from_numpy(heldout.fetch_volumes(positions))
         look = self.look(images, torch.from_numpy(heldout.fetch_label_maps(positions)))
-        likeness, rule, self_test = look.likeness.by_measure, Rule(columns=look.likeness.columns), None
+        is_leak = _are_leaks(look)
+        if (~is_leak).sum() < _FEWEST:
+            raise EmptyDataError(
+                f"Of {len(is_leak)} held-out patients {int(is_leak.sum())} resemble training patients as only copies "
+                f"or new scans of a patient do; at least {_FEWEST} others are needed. Check how the sets were split."
+            )
+        leaks = tuple(sorted({heldout.groups[position] for position in positions[is_leak]}))
+        likeness, rule, self_test = look.likeness.by_measure[~is_leak], Rule(columns=look.likeness.columns), None
         if min(self.training.image_shape[1:]) >= SMALLEST_SIDE:
-            planted = self._plant(heldout, copies_per_alteration=_PLANTED, seed=0)
+            planted = self._plant(without_groups(heldout, leaks), copies_per_alteration=_PLANTED, seed=0)
             of_planted = self._look_at_planted(planted)
             rule = choose_rule(of_planted.likeness.by_measure, likeness, rule.columns)
             self_test = self._evaluated(planted, of_planted, likeness, rule, fdr=fdr)
         return Control(
             likeness=likeness,
-            distance_to_training=look.distance_to_training,
+            distance_to_training=look.distance_to_training[~is_leak],
+            leaks=leaks,
             rule=rule,
             self_test=self_test,
             seconds=time.perf_counter() - started,
@@ -162,3 +182,11 @@ class Road:
             rule=rule,
             fdr=fdr,
         )
+
+
+def _are_leaks(look: Look) -> Array:
+    """Return which images resemble a training patient as only copies and new scans of the patient do, `[n]`."""
+    columns = np.array(look.likeness.columns)
+    near = [look.likeness.by_measure[:, columns == level].max(axis=1) for level in ("voxel", "feature")]
+    is_leak: Array = np.min(near, axis=0) >= _LEAK
+    return is_leak

@@ -95,11 +95,12 @@ def test_the_control_has_the_first_image_of_each_patient():
     assert one_image_per_group(reference).tolist() == [0, 1, 3, 5]
 
 
-def _control(likeness, *, self_test=None, seconds=0.0):
+def _control(likeness, *, leaks=(), self_test=None, seconds=0.0):
     rule = Rule(columns=("voxel", "feature", "segmentation")[: likeness.shape[1]], led=likeness.shape[1] > 1)
     return Control(
         likeness=likeness,
         distance_to_training=np.arange(float(len(likeness))),
+        leaks=leaks,
         rule=rule,
         self_test=self_test,
         seconds=seconds,
@@ -107,7 +108,7 @@ def _control(likeness, *, self_test=None, seconds=0.0):
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    control = _control(np.random.default_rng(0).random((5, 3)), self_test=SELF_TEST, seconds=1.5)
+    control = _control(np.random.default_rng(0).random((5, 3)), leaks=("anna", "ben"), self_test=SELF_TEST, seconds=1.5)
     with writing(tmp_path / "control", {}) as writer:
         write_control(control, writer, prefix="a_")
 
@@ -115,6 +116,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
     np.testing.assert_array_equal(again.likeness, control.likeness)
     np.testing.assert_array_equal(again.distance_to_training, control.distance_to_training)
+    assert again.leaks == ("anna", "ben")
     assert (again.rule, again.self_test, again.seconds) == (control.rule, SELF_TEST, 1.5)
 
 

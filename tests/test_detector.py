@@ -487,6 +487,40 @@ def test_leaked_held_out_images_are_left_out_of_the_control(heads):
     assert len(detector.detect(training[:2]).control_scores) == 80
 
 
+@pytest.mark.filterwarnings("ignore:.*resemble training patients")
+def test_held_out_images_that_are_training_images_in_disguise_are_left_out_of_the_control(heads, tmp_path):
+    training, heldout, fresh = heads
+    disguised = torch.cat([training[:2].flip(-1), 0.9 * training[2:4] + 0.05])
+    noise = 0.01 * torch.randn(disguised.shape, generator=torch.Generator().manual_seed(0))
+    leaky = torch.cat([disguised + noise, heldout])
+
+    def fit():
+        return ReplicaDetector(cache_dir=tmp_path).fit(training, leaky)
+
+    with pytest.warns(RelictWarning, match="4 of 84 held-out patients resemble training patients"):
+        detector = fit()
+    with pytest.warns(RelictWarning, match="4 of 84 held-out patients resemble training patients"):
+        again = fit()
+
+    samples = torch.cat([training[:6], fresh[:6]])
+    result, clean = detector.detect(samples), ReplicaDetector().fit(training, heldout).detect(samples)
+    assert detector.heldout_groups == 80
+    assert result.control_scores == clean.control_scores
+    assert [verdict.p_value for verdict in result.verdicts] == [verdict.p_value for verdict in clean.verdicts]
+    assert result.memorization_p_value == clean.memorization_p_value
+    _same(again.detect(samples), result)
+    assert len(detector.audit_training().leaks) >= 2
+    assert detector.save(tmp_path / "saved").is_dir()
+    _same(ReplicaDetector.load(tmp_path / "saved").detect(samples), result)
+
+
+def test_a_held_out_set_of_nothing_but_leaks_is_refused(heads):
+    training, _, _ = heads
+
+    with pytest.raises(EmptyDataError, match="Of 24 held-out patients 24 resemble training patients"):
+        ReplicaDetector().fit(training, 0.9 * training + 0.05)
+
+
 # What it keeps ------------------------------------------------------------------------------------------------------
 
 

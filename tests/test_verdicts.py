@@ -41,6 +41,7 @@ def scene():
     control = Control(
         likeness=of_heldout.likeness.by_measure,
         distance_to_training=of_heldout.distance_to_training,
+        leaks=(),
         rule=Rule(columns=of_heldout.likeness.columns),
         self_test=None,
         seconds=0.0,
