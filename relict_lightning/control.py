@@ -21,7 +21,8 @@ class Control:
 
     Attributes:
         likeness: Copy-likeness by each measure, `[h, c]`.
-        leaks: Groups of held-out images that were left out, because they resemble training images as only copies do.
+        leaks: Positions of held-out images whose patients were left out, because they resemble training images as only
+            copies do.
         rule: How the measures are put together.
         self_test: What is found of copies of training images that were planted; None where images are too small.
         distance_to_training: Euclidean distance of unit embeddings to the nearest hit, `[h]`.
@@ -29,7 +30,7 @@ class Control:
     """
 
     likeness: Array
-    leaks: tuple[str, ...]
+    leaks: tuple[int, ...]
     rule: Rule
     self_test: SelfTest | None
     distance_to_training: Array
@@ -110,8 +111,9 @@ def new_patients_only(
     return merged
 
 
-def without_groups(heldout: Reference, groups: Collection[str]) -> Reference:
-    """Return the held-out images of all groups but some."""
+def without_patients(heldout: Reference, positions: Collection[int]) -> Reference:
+    """Return the held-out images of all patients but those at some positions."""
+    groups = {heldout.groups[position] for position in positions}
     kept = [position for position, group in enumerate(heldout.groups) if group not in groups]
     return heldout if len(kept) == len(heldout) else subset(heldout, kept)
 

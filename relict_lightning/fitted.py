@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from relict_lightning.comparison import MEASUREMENT_VERSION
-from relict_lightning.control import Control, read_control, without_groups, write_control
+from relict_lightning.control import Control, read_control, without_patients, write_control
 from relict_lightning.errors import IndexStaleError
 from relict_lightning.index import Entry, Reference, read_reference, write_reference, writing
 from relict_lightning.usual import Usual, read_usual, write_usual
@@ -37,7 +37,7 @@ class Fitted:
         """The held-out images without those that resemble training images as only copies do; None without any."""
         if self.heldout is None or self.control is None:
             return None
-        return without_groups(self.heldout, self.control.leaks)
+        return without_patients(self.heldout, self.control.leaks)
 
 
 def write_fitted(fitted: Fitted, path: Path, *, settings: Mapping[str, object], is_writer: bool) -> None:

@@ -5,7 +5,7 @@ from built_references import build
 
 from relict_lightning import ReplicaDetector
 from relict_lightning.duplicates import find_duplicates, find_leaks
-from relict_lightning.errors import NotFittedError
+from relict_lightning.errors import NotFittedError, RelictWarning
 from relict_lightning.testing import simulate_heads
 
 
@@ -80,7 +80,9 @@ def test_a_detector_reports_both(heads):
     training[15] = training[2] + 0.005
     heldout[0] = training[6] + 0.005
 
-    frame = ReplicaDetector().fit(training, heldout).audit_training().to_frame()
+    with pytest.warns(RelictWarning, match="1 of 20 held-out patients resemble training patients"):
+        detector = ReplicaDetector().fit(training, heldout)
+    frame = detector.audit_training().to_frame()
 
     assert frame[["kind", "first", "second"]].values.tolist() == [["duplicate", 2, 15], ["leak", 0, 6]]
     assert frame["first_id"].tolist() == ["training-2", "held-out-0"]
