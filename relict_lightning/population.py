@@ -21,20 +21,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from relict_lightning.functional import affine_identity, align_affine, warp_affine
+from relict_lightning.grids import NORMAL_CONSISTENCY, fetch_patients, pooled, pooling_factors
 from relict_lightning.index import Entry, EntryWriter, Reference
 
-# Standard error of a median of so many: 11 % of the standard deviation.
-_PATIENTS = 128
 # Images that are aligned at once, which bounds the memory of it to some 100 MiB.
 _AT_ONCE = 8
 # Voxels of the working grid, at most: 32^3 or 181^2. A vessel or lesion of a twentieth of the field of view is then one
 # to two voxels wide, and a pair is aligned in some ten milliseconds.
 _WORKING_VOXELS = 2**15
-# Makes the median absolute deviation of a normal variable its standard deviation.
-_NORMAL_CONSISTENCY = 1.4826
 # Where nothing varies, in air for instance, the spread is this share of the usual (root mean square) one, and not zero:
 # a generator's faint texture there must not pass for a patient's own.
 _SPREAD_FLOOR = 0.25
@@ -62,7 +58,7 @@ class Population:
 
     def working(self, images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n c *grid"]:
         """Return images on the working grid."""
-        return _pooled(images, self.factors)
+        return pooled(images, self.factors)
 
     def place(self, images: Float[Tensor, "n c *grid"]) -> Float[Tensor, "n ndim columns"]:
         """Return the maps that move images on the working grid to where the population's mean lies."""
@@ -112,26 +108,19 @@ def describe_population(training: Reference) -> Population:
     """
     spatial = training.image_shape[1:]
     factors = working_factors(spatial)
-    _, first_of_group = np.unique(training.group_codes, return_index=True)
-    chosen = np.sort(np.random.default_rng(0).permutation(first_of_group)[:_PATIENTS])
-    pooled = torch.cat(
-        [
-            _pooled(torch.from_numpy(training.fetch_volumes(some)), factors)
-            for some in np.array_split(chosen, len(chosen))
-        ]
-    )
-    maps = affine_identity(len(pooled), len(spatial))
+    patients = fetch_patients(training, factors)
+    maps = affine_identity(len(patients), len(spatial))
     # The mean of people who lie apart is blurred; the first rounds need no more than half the resolution.
-    for images in (*[halved(pooled)] * _ROUNDS, pooled):
+    for images in (*[halved(patients)] * _ROUNDS, patients):
         maps = _placed_on(_median(images, maps), images, maps)
-    mean = _median(pooled, maps)
-    pooled = warp_affine(pooled, maps)
+    mean = _median(patients, maps)
+    placed = warp_affine(patients, maps)
     spread = torch.ones_like(mean)
     # Twice, because what varies most must not decide what the common part is.
     for _ in range(2):
         population = Population(factors=factors, mean=mean, spread=spread)
-        left = population.residual(pooled) * spread
-        spread = _floored(_NORMAL_CONSISTENCY * left.abs().median(dim=0).values)
+        left = population.residual(placed) * spread
+        spread = _floored(NORMAL_CONSISTENCY * left.abs().median(dim=0).values)
     return Population(factors=factors, mean=mean, spread=spread)
 
 
@@ -141,10 +130,7 @@ def working_factors(spatial: tuple[int, ...]) -> tuple[int, ...]:
     Args:
         spatial: Sides of the images.
     """
-    factor = 1
-    while np.prod([max(1, side // factor) for side in spatial]) > _WORKING_VOXELS:
-        factor += 1
-    return tuple(min(factor, side) for side in spatial)
+    return pooling_factors(spatial, most_voxels=_WORKING_VOXELS)
 
 
 def write_population(population: Population, writer: EntryWriter, *, prefix: str) -> None:
@@ -160,13 +146,6 @@ def read_population(entry: Entry, *, prefix: str) -> Population:
     return Population(factors=tuple(entry.table(f"{prefix}factors")), mean=mean, spread=spread)
 
 
-def _pooled(images: Tensor, factors: tuple[int, ...]) -> Tensor:
-    if all(factor == 1 for factor in factors):
-        return images.float()
-    pooled: Tensor = (functional.avg_pool2d if images.ndim == 4 else functional.avg_pool3d)(images.float(), factors)
-    return pooled
-
-
 def _without(image: Tensor, usual: Tensor) -> Tensor:
     """Return what the usual ways do not explain; of an image that is nothing else, zero."""
     left = image - usual @ (usual.T @ image)
@@ -176,7 +155,7 @@ def _without(image: Tensor, usual: Tensor) -> Tensor:
 
 def halved(images: Tensor) -> Tensor:
     """Return images at half the resolution."""
-    return _pooled(images, tuple(min(2, side) for side in images.shape[2:]))
+    return pooled(images, tuple(min(2, side) for side in images.shape[2:]))
 
 
 def _median(images: Tensor, maps: Tensor) -> Tensor:

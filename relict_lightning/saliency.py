@@ -23,12 +23,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from relict_lightning.grids import NORMAL_CONSISTENCY, fetch_patients, pooled, pooling_factors
 from relict_lightning.index import Entry, EntryWriter, ExactIndex, MemoryRows, Reference
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
-# Standard error of a median of so many: 11 % of the standard deviation.
-_PATIENTS = 128
 # Sides of a grid of which a vessel or lesion of a thirtieth of the field of view is two voxels wide in 3-D.
 _DETAIL_SIDE = {2: 128, 3: 64}
 # In voxels of that grid: the first is what a decoder blurs anyway, the second keeps what is up to some ten voxels wide.
@@ -37,8 +36,6 @@ _FINE_VOXELS, _COARSE_VOXELS = 0.7, 3.0
 _SPREAD_VOXELS = 2.0
 # Where nothing varies, in air for instance, the spread is this share of the usual (root mean square) one.
 _SPREAD_FLOOR = 0.25
-# Makes the median absolute deviation of a normal variable its standard deviation.
-_NORMAL_CONSISTENCY = 1.4826
 # Vessels and lesions fill up to some hundredths of an image.
 _SALIENT_SHARE = 0.02
 # A lesion may fill some thousandths only.
@@ -130,9 +127,9 @@ class Saliency:
 
     def _ranked(self, image: Tensor) -> Tensor:
         """Return the logarithmic ranks of what stands out of an image, on the detail grid."""
-        pooled = _pooled(image[None].float(), self.factors)[0]
-        detail = _detail(pooled)
-        if not detail.norm() > _ROUNDING * pooled.norm():
+        on_grid = pooled(image[None], self.factors)[0]
+        detail = _detail(on_grid)
+        if not detail.norm() > _ROUNDING * on_grid.norm():
             # A blank image lacks all that is usual; that is nothing of its own.
             return torch.zeros_like(detail)
         unusual = (self.sign * (detail - self.usual) / self.spread).flatten()
@@ -189,17 +186,10 @@ def describe_saliency(training: Reference) -> Saliency:
     """
     spatial = training.image_shape[1:]
     factors = _detail_factors(spatial)
-    _, first_of_group = np.unique(training.group_codes, return_index=True)
-    chosen = np.sort(np.random.default_rng(0).permutation(first_of_group)[:_PATIENTS])
-    details = torch.stack(
-        [
-            _detail(_pooled(torch.from_numpy(training.fetch_volumes(one)).float(), factors)[0])
-            for one in np.array_split(chosen, len(chosen))
-        ]
-    )
+    details = torch.stack([_detail(patient) for patient in fetch_patients(training, factors)])
     usual = details.median(dim=0).values
     off = details.sub_(usual)
-    deviation = _NORMAL_CONSISTENCY * off.abs().median(dim=0).values
+    deviation = NORMAL_CONSISTENCY * off.abs().median(dim=0).values
     typical = float(deviation.square().mean().sqrt())
     floor = _SPREAD_FLOOR * typical if typical > 0 else 1.0
     spread = (_smooth(deviation, _SPREAD_VOXELS).square() + floor**2).sqrt()
@@ -246,17 +236,7 @@ def read_saliency(entry: Entry, *, prefix: str) -> Saliency:
 
 def _detail_factors(spatial: tuple[int, ...]) -> tuple[int, ...]:
     """Return how many voxels a voxel of the detail grid holds along each axis."""
-    bound, factor = _DETAIL_SIDE[len(spatial)] ** len(spatial), 1
-    while math.prod(max(1, side // factor) for side in spatial) > bound:
-        factor += 1
-    return tuple(min(factor, side) for side in spatial)
-
-
-def _pooled(images: Tensor, factors: tuple[int, ...]) -> Tensor:
-    if all(factor == 1 for factor in factors):
-        return images
-    pooled: Tensor = (functional.avg_pool2d if images.ndim == 4 else functional.avg_pool3d)(images, factors)
-    return pooled
+    return pooling_factors(spatial, most_voxels=_DETAIL_SIDE[len(spatial)] ** len(spatial))
 
 
 def _detail(image: Tensor) -> Tensor:
