@@ -38,7 +38,8 @@ from relict_lightning.functional import (
 from relict_lightning.index import Reference
 from relict_lightning.population import Population, halved
 from relict_lightning.retrieval import Hits
-from relict_lightning.saliency import salient_similarity
+from relict_lightning.rows import row_norms, row_sums
+from relict_lightning.structures import Structures
 from relict_lightning.usual import Usual
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -46,6 +47,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 MEASURES_OF_STRUCTURES = (
     "salient_similarity",
     "unmoved_salient_similarity",
+    "peak_similarity",
     "unmoved_peak_similarity",
     "mean_dice",
     "unmoved_dice",
@@ -71,8 +73,6 @@ _COARSE_STEPS, _FINE_STEPS = 8, 6
 # Displacements are looked for up to this share of the shortest side; anatomy that lies further off was not registered
 # alike.
 _SHIFT_SHARE = 0.1
-# Maps of training images that are kept while a sample's neighbours are compared.
-_MAPS = 512
 # Voxels of images that are held at once for a step, which bounds its memory to some 100 MiB.
 _VOXELS_AT_ONCE = 1 << 18
 
@@ -134,10 +134,10 @@ def compare_hits(
         device: Where to compare.
     """
     held = np.flatnonzero(reference.stored.holds(hits.training) & reference.label_maps.holds(hits.training))
-    work = _Work(images, label_maps, hits, mirrors, reference, usual.to(device), device)
+    work = _Work(images, label_maps, hits, mirrors, reference, usual.to(device), device, align=align)
     count, ndim = len(hits.sample), images.ndim - 2
     maps, score, unmoved, salient, highest = affine_identity(count, ndim), *(torch.zeros(count) for _ in range(4))
-    first = reference.processes.gather(lambda: (held, work.first_round(held, align=align)), doing="Aligning images")
+    first = reference.processes.gather(lambda: (held, work.first_round(held)), doing="Aligning images")
     for pairs, look in first:
         maps[pairs], score[pairs], unmoved[pairs], salient[pairs], highest[pairs] = look
     codes = reference.group_codes[hits.training]
@@ -145,7 +145,7 @@ def compare_hits(
     measures = {name: np.zeros(len(chosen), dtype=np.float32) for name in MEASURES}
     places = np.flatnonzero(np.isin(chosen, held))
     second = reference.processes.gather(
-        lambda: (places, work.second_round(chosen[places], maps[chosen[places]], align=align)),
+        lambda: (places, work.second_round(chosen[places], maps[chosen[places]])),
         doing="Comparing images",
     )
     final = np.zeros((len(chosen), ndim, ndim + 1), dtype=np.float32)
@@ -214,9 +214,7 @@ class _Placed:
         together = compose_affine(maps, self.place)
         residual = self.population.residual(warp_affine(samples, together))
         seen = self.seen & affine_coverage(together, tuple(samples.shape[2:]))[:, None]
-        pairs = zip((residual * seen).flatten(1), (self.own * seen).flatten(1), strict=True)
-        # A sum of its own for every pair, because the order of one over several depends on how many they are.
-        return torch.stack([_cosine(*pair) for pair in pairs]), residual
+        return _cosines((residual * seen).flatten(1), (self.own * seen).flatten(1)), residual
 
 
 class _Work:
@@ -231,45 +229,53 @@ class _Work:
         reference: Reference,
         usual: Usual,
         device: torch.device,
+        *,
+        align: bool,
     ) -> None:
         self.images, self.label_maps, self.hits, self.mirrors = images, label_maps, hits, mirrors
-        self.reference, self.device = reference, device
-        self.population, self.saliency = usual.population, usual.saliency
+        self.reference, self.device, self.align = reference, device, align
+        self.population = usual.population
         size = max(1, _VOXELS_AT_ONCE // int(np.prod(images.shape[1:])))
         self.small = torch.cat([self.population.working(some.to(device)) for some in torch.split(images, size)])
         self.size = max(1, _VOXELS_AT_ONCE // int(np.prod(self.small.shape[1:])))
         reach = _SHIFT_SHARE * min(images.shape[2:])
         self.max_shift = max(1, int(reach / max(self.population.factors)) // 2)
-        self.max_cells = max(1, int(reach / max(self.saliency.cell)))
+        self.structures = Structures(
+            images,
+            mirrors,
+            reference,
+            usual.saliency,
+            max_shift=max(1, int(reach / max(usual.saliency.cell))) if align else 0,
+            device=device,
+        )
         self.coarse = self.population.at_half_resolution()
         self.places: dict[int, Tensor] = {}
-        self.salient: dict[int, Tensor] = {}
 
-    def first_round(self, pairs: Array, *, align: bool) -> _FirstLook:
+    def first_round(self, pairs: Array) -> _FirstLook:
         """Return the better of both alignments of each pair, on half the working grid."""
         # Half the working grid takes an eighth of its memory in 3-D, and a quarter in 2-D.
-        found = [self._first(some, align=align) for some in _parts(pairs, 4 * self.size)]
+        found = [self._first(some) for some in _parts(pairs, 4 * self.size)]
         if not found:
             return _FirstLook(affine_identity(0, self.images.ndim - 2), *(torch.zeros(0) for _ in range(4)))
         return _FirstLook(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
-    def second_round(self, pairs: Array, maps: Tensor, *, align: bool) -> tuple[Array, Mapping[str, Array]]:
+    def second_round(self, pairs: Array, maps: Tensor) -> tuple[Array, Mapping[str, Array]]:
         """Return refined maps of pairs, and their measures."""
         moved = np.zeros((len(pairs), *maps.shape[1:]), dtype=np.float32)
         values = {name: np.zeros(len(pairs), dtype=np.float32) for name in MEASURES}
         for here in _parts(np.arange(len(pairs)), self.size):
             samples, map_ = self._samples(pairs[here]), maps[here].to(self.device)
             patients = _Placed.of(*self._patients(pairs[here]), self.population)
-            if align:
+            if self.align:
                 whole = align_affine(samples, patients.images, start=map_, iterations=_FINE_STEPS).maps
                 found = _best([patients.covered(samples, start, steps=_FINE_STEPS) for start in (map_, whole)])
             else:
                 found = _Aligned(map_, patients.likeness(samples, map_))
             moved[here], values["residual_correlation"][here] = (one.cpu().numpy() for one in found)
-            if align:
-                salient = warp_affine(self._salient_samples(pairs[here]), found.maps)
-                similarity = salient_similarity(salient, self._salient_patients(pairs[here]), max_shift=self.max_cells)
-                values["salient_similarity"][here] = similarity.cpu().numpy()
+            if self.align:
+                moved_ones = self.structures.moved(*self._named(pairs[here]), found.maps)
+                values["salient_similarity"][here] = moved_ones.whole.numpy()
+                values["peak_similarity"][here] = moved_ones.peaks.numpy()
         # Whole images may be many times as large as the working grid.
         whole_size = max(1, _VOXELS_AT_ONCE // int(np.prod(self.images.shape[1:])))
         for here in _parts(np.arange(len(pairs)), whole_size):
@@ -277,27 +283,25 @@ class _Work:
                 values[name][here] = of_pairs
         return moved, values
 
-    def _first(self, pairs: Array, *, align: bool) -> _FirstLook:
+    def _first(self, pairs: Array) -> _FirstLook:
         samples = halved(self._samples(pairs))
         images, place = self._patients(pairs)
         patients = _Placed.of(halved(images), place, self.coarse)
         stay = affine_identity(len(pairs), samples.ndim - 2).to(self.device)
         unmoved = patients.likeness(samples, stay)
-        max_shift = self.max_cells if align else 0
-        both = (self._salient_samples(pairs), self._salient_patients(pairs))
-        salient = salient_similarity(*both, max_shift=max_shift)
-        # A transplanted lesion stands out most of all that its host has.
-        highest = salient_similarity(*(self.saliency.peaks(one) for one in both), max_shift=max_shift)
-        if not align:
-            return _FirstLook(stay, unmoved, unmoved, salient, highest)
+        salient = self.structures.as_they_lie(*self._named(pairs))
+        if not self.align:
+            return _FirstLook(stay, unmoved, unmoved, *salient)
         _, steps = align_translation(samples, patients.images, max_shift=self.max_shift)
         sides = torch.tensor(samples.shape[2:], device=self.device)
         start = torch.cat([stay[:, :, :-1], (-2 * steps / sides)[:, :, None]], dim=2)
         whole = align_affine(samples, patients.images, start=start, iterations=_COARSE_STEPS).maps
         transplanted = patients.covered(samples, stay, steps=_COARSE_STEPS)
-        return _FirstLook(
-            *_best([_Aligned(whole, patients.likeness(samples, whole)), transplanted]), unmoved, salient, highest
-        )
+        return _FirstLook(*_best([_Aligned(whole, patients.likeness(samples, whole)), transplanted]), unmoved, *salient)
+
+    def _named(self, pairs: Array) -> tuple[Array, Array, Array]:
+        """Return sample, mirroring and training image of each of pairs."""
+        return self.hits.sample[pairs], self.hits.mirroring[pairs], self.hits.training[pairs]
 
     def _samples(self, pairs: Array) -> Tensor:
         """Return the samples of pairs on the working grid, mirrored."""
@@ -312,30 +316,6 @@ class _Work:
             self.places[int(names[number])] = place
         places = torch.stack([self.places[int(name)] for name in names])
         return patients[torch.from_numpy(of_pair)], places[torch.from_numpy(of_pair)]
-
-    def _salient_samples(self, pairs: Array) -> Tensor:
-        """Return what stands out of the samples of pairs, mirrored."""
-        # A mirrored image is unusual in other places than the image.
-        kinds, of_pair = np.unique(
-            np.stack([self.hits.sample[pairs], self.hits.mirroring[pairs]]), axis=1, return_inverse=True
-        )
-        images = [
-            mirror(self.images[[sample]].to(self.device), self.mirrors[mirroring]) for sample, mirroring in kinds.T
-        ]
-        maps = torch.cat([self.saliency.maps(image) for image in images])
-        return maps[torch.from_numpy(of_pair.reshape(-1))]
-
-    def _salient_patients(self, pairs: Array) -> Tensor:
-        """Return what stands out of the training images of pairs."""
-        training = self.hits.training[pairs]
-        missing = [position for position in np.unique(training).tolist() if position not in self.salient]
-        if len(self.salient) + len(missing) > _MAPS:
-            self.salient.clear()
-            missing = np.unique(training).tolist()
-        for position in missing:
-            volume = torch.from_numpy(self.reference.volumes(np.array([position]))).to(self.device)
-            self.salient[position] = self.saliency.maps(volume)[0]
-        return torch.stack([self.salient[position] for position in training.tolist()])
 
     def _in_full(self, pairs: Array, maps: Tensor) -> dict[str, Array]:
         """Return the measures of pairs at full resolution."""
@@ -397,6 +377,7 @@ def _best(found: Sequence[_Aligned]) -> _Aligned:
     return _Aligned(maps, score)
 
 
-def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    lengths = one.norm() * other.norm()
-    return torch.where(lengths > 0, one @ other / lengths.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+def _cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Return the cosine of each pair of rows, 0 where one of them is zero."""
+    lengths = row_norms(one) * row_norms(other)
+    return torch.where(lengths > 0, row_sums(one * other) / lengths.clamp_min(torch.finfo(torch.float32).tiny), 0.0)

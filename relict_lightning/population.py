@@ -25,6 +25,7 @@ from torch import Tensor
 from relict_lightning.functional import affine_identity, align_affine, warp_affine
 from relict_lightning.grids import NORMAL_CONSISTENCY, fetch_patients, pooled, pooling_factors
 from relict_lightning.index import Entry, EntryWriter, Reference
+from relict_lightning.rows import row_norms, row_sums
 
 # Images that are aligned at once, which bounds the memory of it to some 100 MiB.
 _AT_ONCE = 8
@@ -71,14 +72,18 @@ class Population:
 
         The images must lie where the training images lie: move them first.
         """
-        scaled: Tensor = images.flatten(1) / self.spread.flatten()
-        # One product per image, so that an image's residual does not depend on the batch that it is in.
-        left = [_without(one, self._usual) for one in scaled]
-        return torch.stack(left).reshape(images.shape) if left else images
+        scaled = images.flatten(1) / self.spread.flatten()
+        left = scaled.clone()
+        # One way after the other, because a product of matrices would make an image's residual depend on its batch.
+        for way in self._usual:
+            left -= row_sums(scaled * way)[:, None] * way
+        # What rounding leaves of a constant image would correlate with what it leaves of another.
+        is_rounding = ~(row_norms(left) > _ROUNDING * row_norms(scaled))
+        return left.masked_fill(is_rounding[:, None], 0.0).reshape(images.shape)
 
     @cached_property
     def _usual(self) -> Tensor:
-        """Orthonormal ways in which scaled images differ without differing in anatomy, `[c * voxels, b]`."""
+        """Orthonormal ways in which scaled images differ without differing in anatomy, `[b, c * voxels]`."""
         sides = self.mean.shape[1:]
         places = torch.meshgrid(
             *[torch.linspace(-1, 1, side, device=self.mean.device) for side in sides], indexing="ij"
@@ -88,7 +93,7 @@ class Population:
         vectors, sizes, _ = torch.linalg.svd(basis, full_matrices=False)
         # A constant mean gives ways that repeat each other.
         independent: Tensor = vectors[:, sizes > _RANK_TOLERANCE * sizes[0]]
-        return independent.float()
+        return independent.T.contiguous().float()
 
     def at_half_resolution(self) -> "Population":
         """Return the population on a grid of twice as large voxels."""
@@ -144,13 +149,6 @@ def read_population(entry: Entry, *, prefix: str) -> Population:
     """Return the population that `write_population` put into a folder."""
     mean, spread = (torch.from_numpy(np.array(entry.array(f"{prefix}{name}"))) for name in ("mean", "spread"))
     return Population(factors=tuple(entry.table(f"{prefix}factors")), mean=mean, spread=spread)
-
-
-def _without(image: Tensor, usual: Tensor) -> Tensor:
-    """Return what the usual ways do not explain; of an image that is nothing else, zero."""
-    left = image - usual @ (usual.T @ image)
-    # What rounding leaves of a constant image would correlate with what it leaves of another.
-    return left if left.norm() > _ROUNDING * image.norm() else torch.zeros_like(left)
 
 
 def halved(images: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ what a copy in front of another background keeps. No label maps are needed to fi
 
 - An image's *detail* is what is left between two Gaussian widths: noise and slow variation are taken out.
 - How unusual a voxel's detail is, is counted from the median over training patients in robust standard deviations,
-  where the images lie: a structure that another background came with must not be moved by that background.
+  where the images lie: a structure that another background came with must not be moved by that background. The standard
+  deviation is the largest nearby, because heads are not registered to a voxel: else the edge of every skull stands out.
 - The most unusual fiftieth of an image's voxels stand out, each with the logarithm of its rank. So a generator that
   blurs or recolours everything changes nothing, and a few voxels that stand out most have the say.
 
@@ -34,6 +35,8 @@ _DETAIL_SIDE = {2: 128, 3: 64}
 _FINE_VOXELS, _COARSE_VOXELS = 0.7, 3.0
 # The spread of two neighbouring voxels is the same but for the error of estimating it.
 _SPREAD_VOXELS = 2.0
+# Share of the shortest side by which one structure, the rim of the head above all, lies off in another patient.
+_TOLERANCE_SHARE = 1 / 20
 # Where nothing varies, in air for instance, the spread is this share of the usual (root mean square) one.
 _SPREAD_FLOOR = 0.25
 # Vessels and lesions fill up to some hundredths of an image.
@@ -141,41 +144,46 @@ class Saliency:
         return torch.zeros_like(unusual).scatter_(0, places, ranks).reshape(detail.shape)
 
 
-def salient_similarity(
-    generated: Float[Tensor, "n c *cells"], training: Float[Tensor, "n c *cells"], *, max_shift: int
-) -> Float[Tensor, " n"]:
-    """Return the cosine of two maps at the displacement that makes it largest, in [0, 1].
+@final
+@dataclass(frozen=True, kw_only=True)
+class Spectrum:
+    """What stands out of an image, ready to be laid over what stands out of others.
 
-    Args:
-        generated: Maps of samples.
-        training: Maps of training images, one for each.
-        max_shift: Largest displacement along any axis, in cells, at least 0.
-
-    Returns:
-        One number per pair; 0 where a map is blank.
+    Attributes:
+        values: Fourier coefficients of a map with room around it, `[c, *frequencies]`.
+        length: Euclidean norm of the map.
+        sides: Sides of the map and the room around it, in cells.
+        max_shift: Largest displacement along any axis, in cells.
     """
-    # One pair at a time, so that no number depends on the batch that it is in.
-    found = [_best_cosine(one, other, max_shift) for one, other in zip(generated, training, strict=True)]
-    return torch.stack(found) if found else generated.new_zeros(0)
 
+    values: Tensor
+    length: Tensor
+    sides: tuple[int, ...]
+    max_shift: int
 
-def _best_cosine(one: Tensor, other: Tensor, max_shift: int) -> Tensor:
-    lengths = one.norm() * other.norm()
-    if not float(lengths) > 0:
-        return one.new_zeros(())
-    if max_shift == 0:
-        as_they_lie: Tensor = (one.flatten() @ other.flatten() / lengths).clamp(0, 1)
-        return as_they_lie
-    axes = tuple(range(1, one.ndim))
-    # Room for what moves past a border, so that it does not come in at the other side.
-    sides = [side + max_shift for side in one.shape[1:]]
-    spectra = [torch.fft.rfftn(image, s=sides, dim=axes) for image in (one, other)]
-    products = torch.fft.irfftn((spectra[0].conj() * spectra[1]).sum(0), s=sides)
-    steps = torch.arange(-max_shift, max_shift + 1, device=one.device)
-    for axis, side in enumerate(sides):
-        products = products.index_select(axis, steps % side)
-    best: Tensor = (products.max() / lengths).clamp(0, 1)
-    return best
+    @classmethod
+    def of(cls, one: Float[Tensor, "c *cells"], *, max_shift: int) -> "Spectrum":
+        """Return the spectrum of one map for displacements of up to so many cells, at least 0."""
+        # Room for what moves past a border, so that it does not come in at the other side.
+        sides = tuple(side + max_shift for side in one.shape[1:])
+        values = torch.fft.rfftn(one, s=sides, dim=tuple(range(1, one.ndim)))
+        return cls(values=values, length=one.norm(), sides=sides, max_shift=max_shift)
+
+    def similarity(self, other: "Spectrum") -> float:
+        """Return the cosine with another map at the displacement that makes it largest, in [0, 1]; 0 if one is blank.
+
+        Args:
+            other: That of an image of the same size, for the same displacements.
+        """
+        lengths = float(self.length * other.length)
+        if not lengths > 0:
+            return 0.0
+        products = torch.fft.irfftn((self.values.conj() * other.values).sum(0), s=self.sides)
+        for axis, side in enumerate(self.sides):
+            near = products.narrow(axis, 0, self.max_shift + 1)
+            past = products.narrow(axis, side - self.max_shift, self.max_shift)
+            products = torch.cat([near, past], dim=axis)
+        return min(max(float(products.max()) / lengths, 0.0), 1.0)
 
 
 def describe_saliency(training: Reference) -> Saliency:
@@ -192,7 +200,7 @@ def describe_saliency(training: Reference) -> Saliency:
     deviation = NORMAL_CONSISTENCY * off.abs().median(dim=0).values
     typical = float(deviation.square().mean().sqrt())
     floor = _SPREAD_FLOOR * typical if typical > 0 else 1.0
-    spread = (_smooth(deviation, _SPREAD_VOXELS).square() + floor**2).sqrt()
+    spread = (_largest_nearby(_smooth(deviation, _SPREAD_VOXELS)).square() + floor**2).sqrt()
     tails = (off / spread).flatten(1)
     count = max(1, round(_TAIL_SHARE * tails.shape[1]))
     bright, dark = (float((sign * tails).topk(count, dim=1).values[:, -1].mean()) for sign in (1, -1))
@@ -242,6 +250,13 @@ def _detail_factors(spatial: tuple[int, ...]) -> tuple[int, ...]:
 def _detail(image: Tensor) -> Tensor:
     """Return what is finer than anatomy's slow variation and coarser than noise, of one image `[c, *grid]`."""
     return _smooth(image - _smooth(image, _COARSE_VOXELS), _FINE_VOXELS)
+
+
+def _largest_nearby(image: Tensor) -> Tensor:
+    """Return the largest value of one image `[c, *grid]` within the tolerance along each axis."""
+    reach = round(_TOLERANCE_SHARE * min(image.shape[1:]))
+    pool = functional.max_pool2d if image.ndim == 3 else functional.max_pool3d
+    return pool(image, 2 * reach + 1, stride=1, padding=reach)
 
 
 def _smooth(image: Tensor, sigma: float) -> Tensor:
