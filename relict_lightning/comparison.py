@@ -60,11 +60,11 @@ MEASURES = (
     *MEASURES_OF_STRUCTURES,
 )
 
-MEASUREMENT_VERSION = 3
+MEASUREMENT_VERSION = 4
 """Raised whenever the same images get other measures: a control that was measured otherwise is not compared with."""
 
 # Patients per sample that are compared in full, of those that fit best when moved, of those that do as they lie, and of
-# those with the most alike salient structures: the best one, and three others to say what is usual.
+# those with the most alike salient structures or patches: the best one, and three others to say what is usual.
 _PATIENTS = 4
 # What is brought to cover where images stay is beyond usual variation: 5 % of a normal variable lies further off.
 _SALIENT = 2.0
@@ -141,7 +141,8 @@ def compare_hits(
     for pairs, look in first:
         maps[pairs], score[pairs], unmoved[pairs], salient[pairs], highest[pairs] = look
     codes = reference.group_codes[hits.training]
-    chosen = np.unique(np.concatenate([_best_patients(hits, codes, by.numpy()) for by in (score, unmoved, salient)]))
+    orders = (score.numpy(), unmoved.numpy(), salient.numpy(), hits.patch_similarity.max(axis=0))
+    chosen = np.unique(np.concatenate([_best_patients(hits, codes, by) for by in orders]))
     measures = {name: np.zeros(len(chosen), dtype=np.float32) for name in MEASURES}
     places = np.flatnonzero(np.isin(chosen, held))
     second = reference.processes.gather(

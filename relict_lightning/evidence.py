@@ -64,8 +64,9 @@ class Evidence:
 
         At voxel level they are the correlation of what sets the two images apart from the population, after alignment,
         and the mean of correlation and structural similarity of the images as they lie. At segmentation level they are
-        the likeness of what stands out of the images. The Dice of label maps, moved and as they lie, is of that level
-        where these show structures, and of voxel level where they are classes of intensity.
+        the likeness of what stands out of the images, and of patches weighed by it. The Dice of label maps, moved and
+        as they lie, is of that level where these show structures, and of voxel level where they are classes of
+        intensity.
         """
         measures = self.compared.measures
         if level == "feature":
@@ -74,7 +75,8 @@ class Evidence:
         if level == "voxel":
             whole = (measures["residual_correlation"], measures["unmoved_similarity"])
             return whole if self.has_label_maps else (*whole, *dice)
-        salient = tuple(measures[name] for name in _SALIENT)
+        by_patches = self.hits.patch_similarity[:, self.compared.pairs]
+        salient = (*(measures[name] for name in _SALIENT), *by_patches)
         return (*salient, *dice) if self.has_label_maps else salient
 
     def describe(self, pair: int) -> dict[Level, dict[str, float]]:
@@ -82,6 +84,8 @@ class Evidence:
         values = {name: float(of_pairs[pair]) for name, of_pairs in self.compared.measures.items()}
         cosine = float(self.hits.feature_similarity[self.compared.pairs[pair]])
         structures = {name: values.pop(name) for name in MEASURES_OF_STRUCTURES}
+        by_patches = self.hits.patch_similarity[:, self.compared.pairs[pair]]
+        structures |= zip(("patch_similarity", "peak_patch_similarity"), map(float, by_patches), strict=True)
         return {"voxel": values, "feature": {"cosine_similarity": cosine}, "segmentation": structures}
 
     def transform(self, pair: int) -> Transform:

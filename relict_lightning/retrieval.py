@@ -1,8 +1,8 @@
 """From samples to hits: which training images deserve a closer look.
 
 Every sample is looked up as it is and mirrored along each spatial axis, in several views (features, coarse voxels,
-coarse label maps, what stands out), and the union of each view's nearest images is kept. The cost grows with the
-training set only here, and only as one matrix product does.
+coarse label maps, what stands out, patches), and the union of each view's nearest images is kept. The cost grows with
+the training set only here, and only as one matrix product does.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from relict_lightning.index import (
     FEATURE,
     LABELS,
     VIEWS,
+    BestHits,
     ExactIndex,
     Reference,
     SharedIndex,
@@ -29,7 +30,8 @@ from relict_lightning.index import (
     label_view,
     merge_hits,
 )
-from relict_lightning.saliency import Saliency
+from relict_lightning.patches import PatchQueries
+from relict_lightning.usual import Usual
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -52,6 +54,7 @@ class Queries:
         coarse: `[v, n, d]`, unit vectors of the coarse voxel view.
         labels: `[v, n, d]`, unit vectors of the coarse label map view.
         salient: `[v, n, d]`, unit vectors of what stands out.
+        patches: The samples cut into blocks, per mirroring.
     """
 
     mirrors: tuple[tuple[int, ...], ...]
@@ -59,6 +62,7 @@ class Queries:
     coarse: Array
     labels: Array
     salient: Array
+    patches: tuple[PatchQueries, ...]
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -74,12 +78,14 @@ class Hits:
         training: Position of the training image, `[p]`.
         mirroring: Which of the queries' mirrorings is tried, `[p]`.
         feature_similarity: Cosine of the two in the feature view under that mirroring, `[p]`.
+        patch_similarity: How alike they are patch by patch, by all that stands out and by its highest tenth, `[2, p]`.
     """
 
     sample: Array
     training: Array
     mirroring: Array
     feature_similarity: Array
+    patch_similarity: Array
 
 
 @torch.no_grad()
@@ -88,7 +94,7 @@ def make_queries(
     label_maps: Int[Tensor, "n *spatial"],
     *,
     encoder: nn.Module,
-    saliency: Saliency,
+    usual: Usual,
     mirrors: Sequence[tuple[int, ...]],
     device: torch.device,
 ) -> Queries:
@@ -98,12 +104,13 @@ def make_queries(
         images: On the training set's intensity scale.
         label_maps: Label of every voxel.
         encoder: The encoder that the reference was built with.
-        saliency: What stands out of the reference's images.
+        usual: What is usual in the reference's images.
         mirrors: Axes to mirror, one tuple per mirroring.
         device: Where to encode.
     """
     views: dict[str, list[list[Array]]] = {name: [[] for _ in mirrors] for name in (*VIEWS, _SALIENT)}
-    saliency = saliency.to(device)
+    patches: list[list[PatchQueries]] = [[] for _ in mirrors]
+    saliency = usual.saliency.to(device)
     size = images_per_batch(tuple(images.shape[1:]))
     for some, maps in zip(torch.split(images, size), torch.split(label_maps, size), strict=True):
         batch, labels = some.to(device), maps.to(device)
@@ -116,12 +123,14 @@ def make_queries(
             }
             for name, vectors in made.items():
                 views[name][position].append(vectors.cpu().numpy())
-            views[_SALIENT][position].append(saliency.to_vectors(saliency.maps(mirrored)))
+            salient = saliency.maps(mirrored)
+            views[_SALIENT][position].append(saliency.to_vectors(salient))
+            patches[position].append(usual.patches.queries(mirrored, salient, saliency.peaks(salient)))
     stacked = {name: np.stack([np.concatenate(parts) for parts in by_mirror]) for name, by_mirror in views.items()}
-    return Queries(mirrors=tuple(mirrors), **stacked)
+    return Queries(mirrors=tuple(mirrors), patches=tuple(map(PatchQueries.joined, patches)), **stacked)
 
 
-def retrieve(queries: Queries, reference: Reference, saliency: Saliency, *, top_k: int) -> Hits:
+def retrieve(queries: Queries, reference: Reference, usual: Usual, *, top_k: int) -> Hits:
     """Return the union of every sample's nearest training images over all views.
 
     In each view a sample's `top_k` nearest images under any mirroring are hits, and so are the nearest images of its
@@ -131,7 +140,7 @@ def retrieve(queries: Queries, reference: Reference, saliency: Saliency, *, top_
     Args:
         queries: The samples as vectors.
         reference: The training images.
-        saliency: What stands out of them.
+        usual: What is usual in them.
         top_k: How many hits each view gives.
     """
     codes = reference.group_codes
@@ -139,7 +148,7 @@ def retrieve(queries: Queries, reference: Reference, saliency: Saliency, *, top_
     has_repeats = int(codes.max()) + 1 < len(codes)
     found: list[Array] = []
     indexes: dict[str, SharedIndex | ExactIndex] = {name: reference.views[name] for name in VIEWS}
-    for name, index in {**indexes, _SALIENT: saliency.index}.items():
+    for name, index in {**indexes, _SALIENT: usual.saliency.index}.items():
         vectors = getattr(queries, name)
         for counted in (codes, everyone) if has_repeats else (everyone,):
             hits = index.search(
@@ -151,17 +160,43 @@ def retrieve(queries: Queries, reference: Reference, saliency: Saliency, *, top_
             for best in (merge_hits(similarity, positions, top_k, codes=counted)[1], as_it_is):
                 sample = np.arange(len(queries))[:, None].repeat(best.shape[1], axis=1)
                 found.append(np.stack([sample.ravel(), best.ravel()], axis=1))
+    found += _nearest_by_patches(queries, usual, top_k, codes=codes if has_repeats else None)
     pairs = np.unique(np.concatenate(found), axis=0)
     sample, training = pairs[:, 0], pairs[:, 1]
     feature = _pair_similarity(queries.feature, reference, FEATURE, sample, training)
     coarse = _pair_similarity(queries.coarse, reference, COARSE, sample, training)
     pair, mirroring = _likely_mirrorings(feature + coarse)
+    by_patches = np.empty((2, len(pair)), dtype=np.float32)
+    for number, of_mirroring in enumerate(queries.patches):
+        here = pair[mirroring == number]
+        by_patches[:, mirroring == number] = usual.patches.pair_similarities(of_mirroring, sample[here], training[here])
     return Hits(
         sample=sample[pair],
         training=training[pair],
         mirroring=mirroring,
         feature_similarity=np.clip(feature[mirroring, pair], -1.0, 1.0),
+        patch_similarity=by_patches,
     )
+
+
+def _nearest_by_patches(queries: Queries, usual: Usual, top_k: int, *, codes: Array | None) -> list[Array]:
+    """Return pairs of samples and their nearest images and groups, patch by patch, each `[p, 2]`."""
+    best = [
+        BestHits(len(queries), min(top_k, usual.patches.blocks.shape[1]), codes=counted)
+        for counted in ([None] if codes is None else [codes, None])
+        for _ in range(2)
+    ]
+    for samples, likeness in usual.patches.similarities(queries.patches):
+        for number, hits in enumerate(best):
+            similarity = likeness[number % 2]
+            kept = similarity >= -np.inf
+            if hits.codes is None:
+                # Sorting all of a large training set would take longer than comparing it.
+                kept = similarity >= -np.partition(-similarity, hits.k - 1, axis=1)[:, hits.k - 1 : hits.k]
+            row, training = np.nonzero(kept)
+            hits.add(samples[row], training, similarity[kept])
+    found = [hits.result()[1] for hits in best]
+    return [np.stack([np.indices(hits.shape)[0].ravel(), hits.ravel()], axis=1) for hits in found]
 
 
 def _side_by_side(rows: Array, queries: Queries) -> Array:

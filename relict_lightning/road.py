@@ -76,11 +76,11 @@ class Road:
         mirrors = ((), *((axis,) for axis in range(len(spatial)))) if self.align else ((),)
         queries = self.training.processes.together(
             lambda: make_queries(
-                images, maps, encoder=self.encoder, saliency=self.usual.saliency, mirrors=mirrors, device=self.device
+                images, maps, encoder=self.encoder, usual=self.usual, mirrors=mirrors, device=self.device
             ),
             doing="Embedding the samples",
         )
-        hits = retrieve(queries, self.training, self.usual.saliency, top_k=self.top_k)
+        hits = retrieve(queries, self.training, self.usual, top_k=self.top_k)
         compared = compare_hits(
             images,
             maps,

@@ -1,11 +1,12 @@
-"""What is usual in training images, in whole and in detail: what detectors keep of it, and how it is kept on disk."""
+"""What is usual in training images: what detectors keep of it, and how it is kept on disk."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 
 from relict_lightning.index import Entry, EntryWriter, Reference
+from relict_lightning.patches import Patches, describe_patches, read_patches, write_patches
 from relict_lightning.population import Population, describe_population, read_population, write_population
 from relict_lightning.saliency import Saliency, describe_saliency, read_saliency, write_saliency
 
@@ -18,14 +19,16 @@ class Usual:
     Attributes:
         population: What whole images have in common, and what sets one apart.
         saliency: What is usual in details, and what stands out of each training image.
+        patches: The training images, cut into blocks.
     """
 
     population: Population
     saliency: Saliency
+    patches: Patches
 
     def to(self, device: torch.device) -> "Usual":
         """Return the same on a device."""
-        return Usual(population=self.population.to(device), saliency=self.saliency.to(device))
+        return replace(self, population=self.population.to(device), saliency=self.saliency.to(device))
 
 
 def describe_usual(training: Reference) -> Usual:
@@ -34,13 +37,18 @@ def describe_usual(training: Reference) -> Usual:
     Args:
         training: The training images.
     """
-    return Usual(population=describe_population(training), saliency=describe_saliency(training))
+    return Usual(
+        population=describe_population(training),
+        saliency=describe_saliency(training),
+        patches=describe_patches(training),
+    )
 
 
 def write_usual(usual: Usual, writer: EntryWriter, *, prefix: str) -> None:
     """Write what is usual into a folder, its files' names starting with `prefix`."""
     write_population(usual.population, writer, prefix=f"{prefix}population_")
     write_saliency(usual.saliency, writer, prefix=f"{prefix}saliency_")
+    write_patches(usual.patches, writer, prefix=f"{prefix}patches_")
 
 
 def read_usual(entry: Entry, *, prefix: str) -> Usual:
@@ -48,4 +56,5 @@ def read_usual(entry: Entry, *, prefix: str) -> Usual:
     return Usual(
         population=read_population(entry, prefix=f"{prefix}population_"),
         saliency=read_saliency(entry, prefix=f"{prefix}saliency_"),
+        patches=read_patches(entry, prefix=f"{prefix}patches_"),
     )

@@ -13,7 +13,7 @@ from relict_lightning.retrieval import (
     make_queries,
     nearest_of_union,
 )
-from relict_lightning.saliency import describe_saliency
+from relict_lightning.usual import describe_usual
 
 CPU = torch.device("cpu")
 MIRRORS = ((), (0,), (1,))
@@ -31,9 +31,9 @@ def _reference(images, groups, role="training"):
     return build(images, role=role, groups=groups, encoder=nn.Flatten(), segment=_sign)
 
 
-def _queries(images, saliency=None, mirrors=MIRRORS):
-    saliency = saliency or describe_saliency(_reference(_images(8, 1), range(8)))
-    return make_queries(images, _sign(images), encoder=nn.Flatten(), saliency=saliency, mirrors=mirrors, device=CPU)
+def _queries(images, usual=None, mirrors=MIRRORS):
+    usual = usual or describe_usual(_reference(_images(8, 1), range(8)))
+    return make_queries(images, _sign(images), encoder=nn.Flatten(), usual=usual, mirrors=mirrors, device=CPU)
 
 
 def _retrieved(samples, reference, *, top_k, mirrors=MIRRORS):
@@ -59,9 +59,10 @@ def _groups(seed, count, patients):
 def test_queries_are_the_views_of_every_mirrored_sample():
     images = _images(70, 0)
 
-    saliency = describe_saliency(_reference(_images(8, 1), range(8)))
+    usual = describe_usual(_reference(_images(8, 1), range(8)))
+    saliency = usual.saliency
 
-    queries = _queries(images, saliency)
+    queries = _queries(images, usual)
 
     assert len(queries) == 70
     for position, axes in enumerate(((), (2,), (3,))):
@@ -72,6 +73,19 @@ def test_queries_are_the_views_of_every_mirrored_sample():
         np.testing.assert_allclose(queries.salient[position], saliency.to_vectors(saliency.maps(mirrored)), atol=1e-6)
 
 
+def _best(rankings, groups, top_k):
+    """Returns pairs of each sample and its nearest images and groups, given its similarity to each image."""
+    pairs = set()
+    for sample, row in rankings:
+        seen = []
+        for rank, position in enumerate((-row).argsort(kind="stable")):
+            is_new = groups[position] not in seen
+            seen += [groups[position]] * is_new
+            if rank < top_k or (is_new and len(seen) <= top_k):
+                pairs.add((sample, int(position)))
+    return pairs
+
+
 @settings(max_examples=25, deadline=None)
 @given(m=st.integers(2, 30), patients=st.integers(1, 12), top_k=st.integers(2, 6), seed=st.integers(0, 999))
 def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
@@ -79,7 +93,8 @@ def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
     training, samples = _images(m, seed), _images(4, seed + 1)
     expected = set()
     reference = _reference(training, groups)
-    saliency = describe_saliency(reference)
+    usual = describe_usual(reference)
+    saliency = usual.saliency
     for view, by_what_stands_out in (
         (lambda images: feature_view(nn.Flatten(), images), False),
         (coarse_view, False),
@@ -89,16 +104,13 @@ def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
         # Stored images are in half precision.
         stored = view(_stored(training)).double().T
         by_mirroring = [(view(samples.flip(axes)).double() @ stored).float().numpy() for axes in ((), (2,), (3,))]
-        rows = [*enumerate(np.max(by_mirroring, axis=0))]
+        rankings = [*enumerate(np.max(by_mirroring, axis=0))]
         # What stands out is looked up without any mirroring, too.
-        rows += enumerate(by_mirroring[0]) if by_what_stands_out else []
-        for sample, row in rows:
-            seen = []
-            for rank, position in enumerate((-row).argsort(kind="stable")):
-                is_new = groups[position] not in seen
-                seen += [groups[position]] * is_new
-                if rank < top_k or (is_new and len(seen) <= top_k):
-                    expected.add((sample, int(position)))
+        rankings += enumerate(by_mirroring[0]) if by_what_stands_out else []
+        expected |= _best(rankings, groups, top_k)
+    for samples_here, likeness in usual.patches.similarities(_queries(samples, usual).patches):
+        for by_whole_or_peaks in likeness:
+            expected |= _best(zip(samples_here.tolist(), by_whole_or_peaks, strict=True), groups, top_k)
 
     hits = _retrieved(samples, reference, top_k=top_k)
 

@@ -7,7 +7,6 @@ from relict_lightning.data import open_images
 from relict_lightning.encoders import GradientEncoder
 from relict_lightning.index import BuildOptions, IntensityScale, Pipeline, build_reference, digest_module
 from relict_lightning.retrieval import make_queries, retrieve
-from relict_lightning.saliency import describe_saliency
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 from relict_lightning.usual import describe_usual
 
@@ -52,10 +51,10 @@ def build(
 
 
 def retrieved(samples, maps, reference, *, encoder, mirrors, top_k):
-    """Returns queries and hits of samples among the images of a reference, whose details are described for it."""
-    saliency = describe_saliency(reference)
-    queries = make_queries(samples, maps, encoder=encoder, saliency=saliency, mirrors=mirrors, device=CPU)
-    return queries, retrieve(queries, reference, saliency, top_k=top_k)
+    """Returns queries and hits of samples among the images of a reference, whose usual is described for it."""
+    usual = describe_usual(reference)
+    queries = make_queries(samples, maps, encoder=encoder, usual=usual, mirrors=mirrors, device=CPU)
+    return queries, retrieve(queries, reference, usual, top_k=top_k)
 
 
 def compared(samples, maps, hits, reference, *, mirrors, align=True):
