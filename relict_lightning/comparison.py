@@ -47,8 +47,6 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 MEASURES_OF_STRUCTURES = (
     "salient_similarity",
     "unmoved_salient_similarity",
-    "peak_similarity",
-    "unmoved_peak_similarity",
     "mean_dice",
     "unmoved_dice",
 )
@@ -84,7 +82,6 @@ class _FirstLook(NamedTuple):
     score: Tensor
     unmoved: Tensor
     salient: Tensor
-    peaks: Tensor
 
 
 class _Aligned(NamedTuple):
@@ -136,10 +133,10 @@ def compare_hits(
     held = np.flatnonzero(reference.stored.holds(hits.training) & reference.label_maps.holds(hits.training))
     work = _Work(images, label_maps, hits, mirrors, reference, usual.to(device), device, align=align)
     count, ndim = len(hits.sample), images.ndim - 2
-    maps, score, unmoved, salient, highest = affine_identity(count, ndim), *(torch.zeros(count) for _ in range(4))
+    maps, score, unmoved, salient = affine_identity(count, ndim), *(torch.zeros(count) for _ in range(3))
     first = reference.processes.gather(lambda: (held, work.first_round(held)), doing="Aligning images")
     for pairs, look in first:
-        maps[pairs], score[pairs], unmoved[pairs], salient[pairs], highest[pairs] = look
+        maps[pairs], score[pairs], unmoved[pairs], salient[pairs] = look
     codes = reference.group_codes[hits.training]
     orders = (score.numpy(), unmoved.numpy(), salient.numpy(), hits.patch_similarity.max(axis=0))
     chosen = np.unique(np.concatenate([_best_patients(hits, codes, by) for by in orders]))
@@ -154,8 +151,7 @@ def compare_hits(
         final[here] = moved
         for name in MEASURES:
             measures[name][here] = values[name]
-    for name, unmoved_ones in (("unmoved_salient_similarity", salient), ("unmoved_peak_similarity", highest)):
-        measures[name] = unmoved_ones[torch.from_numpy(chosen)].numpy()
+    measures["unmoved_salient_similarity"] = salient[torch.from_numpy(chosen)].numpy()
     return Compared(pairs=chosen, maps=final, measures=measures)
 
 
@@ -257,7 +253,7 @@ class _Work:
         # Half the working grid takes an eighth of its memory in 3-D, and a quarter in 2-D.
         found = [self._first(some) for some in _parts(pairs, 4 * self.size)]
         if not found:
-            return _FirstLook(affine_identity(0, self.images.ndim - 2), *(torch.zeros(0) for _ in range(4)))
+            return _FirstLook(affine_identity(0, self.images.ndim - 2), *(torch.zeros(0) for _ in range(3)))
         return _FirstLook(*(torch.cat(parts).cpu() for parts in zip(*found, strict=True)))
 
     def second_round(self, pairs: Array, maps: Tensor) -> tuple[Array, Mapping[str, Array]]:
@@ -274,9 +270,9 @@ class _Work:
                 found = _Aligned(map_, patients.likeness(samples, map_))
             moved[here], values["residual_correlation"][here] = (one.cpu().numpy() for one in found)
             if self.align:
-                moved_ones = self.structures.moved(*self._named(pairs[here]), found.maps)
-                values["salient_similarity"][here] = moved_ones.whole.numpy()
-                values["peak_similarity"][here] = moved_ones.peaks.numpy()
+                values["salient_similarity"][here] = self.structures.moved(
+                    *self._named(pairs[here]), found.maps
+                ).numpy()
         # Whole images may be many times as large as the working grid.
         whole_size = max(1, _VOXELS_AT_ONCE // int(np.prod(self.images.shape[1:])))
         for here in _parts(np.arange(len(pairs)), whole_size):
@@ -292,13 +288,13 @@ class _Work:
         unmoved = patients.likeness(samples, stay)
         salient = self.structures.as_they_lie(*self._named(pairs))
         if not self.align:
-            return _FirstLook(stay, unmoved, unmoved, *salient)
+            return _FirstLook(stay, unmoved, unmoved, salient)
         _, steps = align_translation(samples, patients.images, max_shift=self.max_shift)
         sides = torch.tensor(samples.shape[2:], device=self.device)
         start = torch.cat([stay[:, :, :-1], (-2 * steps / sides)[:, :, None]], dim=2)
         whole = align_affine(samples, patients.images, start=start, iterations=_COARSE_STEPS).maps
         transplanted = patients.covered(samples, stay, steps=_COARSE_STEPS)
-        return _FirstLook(*_best([_Aligned(whole, patients.likeness(samples, whole)), transplanted]), unmoved, *salient)
+        return _FirstLook(*_best([_Aligned(whole, patients.likeness(samples, whole)), transplanted]), unmoved, salient)
 
     def _named(self, pairs: Array) -> tuple[Array, Array, Array]:
         """Return sample, mirroring and training image of each of pairs."""

@@ -26,7 +26,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 # in the training set under two names must not hide the copies of both.
 _OTHERS = 2
 _SMALLEST_DISTANCE = 1e-12
-_SALIENT = ("salient_similarity", "unmoved_salient_similarity", "peak_similarity", "unmoved_peak_similarity")
+_SALIENT = ("salient_similarity", "unmoved_salient_similarity")
 
 
 @dataclass(frozen=True, kw_only=True)

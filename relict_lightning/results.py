@@ -18,6 +18,8 @@ _VISIBLE_VOXELS, _VISIBLE_DEGREES, _VISIBLE_SCALE = 0.5, 1.0, 0.02
 
 # From a tenth on a share is said in percent.
 _PLURAL = 0.1
+# Level p-values up to this are told apart from usual ones.
+_UNUSUAL = 0.05
 
 LEVELS: tuple[Level, ...] = ("voxel", "feature", "segmentation")
 
@@ -221,6 +223,16 @@ class Verdict:
     level_p_values: Mapping[Level, float] = field(default_factory=dict)
 
     @property
+    def is_partial(self) -> bool:
+        """Whether a replica has the structures of its match only, as a transplanted lesion does, and not the rest.
+
+        The segmentation level comes closer than 95 % of the held-out patients do, and no other level does.
+        """
+        levels = dict(self.level_p_values)
+        structures = levels.pop("segmentation", 1.0)
+        return self.is_replica and structures <= _UNUSUAL < min(levels.values(), default=0.0)
+
+    @property
     def explanation(self) -> str:
         """The decision and its grounds in words; it names no patient.
 
@@ -235,7 +247,9 @@ class Verdict:
         moved = "" if self.transform.is_identity else f", {self.transform}"
         named = [pair for of_level in self.evidence.values() for pair in of_level.items()]
         measures = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in named)
-        start = "Replica of" if self.is_replica else "No replica; most like"
+        start = "No replica; most like"
+        if self.is_replica:
+            start = "Replica of structures of" if self.is_partial else "Replica of"
         if math.isnan(self.p_value):
             unknown = "without held-out images nothing says how unusual that is."
             return f"Most like training image {self.match}{moved}: {measures}; {unknown}"

@@ -1,13 +1,12 @@
 """Comparing what stands out of samples with what stands out of training images, pair by pair.
 
 Structures may have been copied without anything around them that an alignment of whole images could hold on to. So they
-are compared as they lie and as an alignment moved them, displaced by a little either way each time; all that stand out,
-and the highest tenth alone, because a transplanted lesion stands out most of all that its host has.
+are compared as they lie and as an alignment moved them, displaced by a little either way each time.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,24 +19,8 @@ from relict_lightning.saliency import Saliency, Spectrum
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
-# Spectra that are kept: those of volumes of 64 voxels a side take 250 KiB. Pairs come sorted by sample.
+# Spectra that are kept: those of volumes of 64 voxels a side take 160 KiB. Pairs come sorted by sample.
 _SAMPLES, _PATIENTS = 16, 512
-
-
-# Of all that stands out, and of its highest tenth.
-_Spectra: TypeAlias = tuple[Spectrum, Spectrum]
-
-
-class SalientSimilarity(NamedTuple):
-    """How alike what stands out of two images is, pair by pair, in [0, 1].
-
-    Attributes:
-        whole: All that stands out, `[p]`.
-        peaks: The highest tenth of it alone, `[p]`.
-    """
-
-    whole: Tensor
-    peaks: Tensor
 
 
 class Structures:
@@ -67,41 +50,36 @@ class Structures:
         self._sample = lru_cache(_SAMPLES)(self._describe_sample)
         self._patient = lru_cache(_PATIENTS)(self._describe_patient)
 
-    def as_they_lie(self, sample: Array, mirroring: Array, training: Array) -> SalientSimilarity:
-        """Return how alike pairs of a sample, mirrored, and a training image are where they lie."""
+    def as_they_lie(self, sample: Array, mirroring: Array, training: Array) -> Float[Tensor, " p"]:
+        """Return how alike pairs of a sample, mirrored, and a training image are where they lie, in [0, 1]."""
         return self._similarity((self._sample(*one)[1] for one in _each(sample, mirroring)), training)
 
     def moved(
         self, sample: Array, mirroring: Array, training: Array, maps: Float[Tensor, "p ndim columns"]
-    ) -> SalientSimilarity:
-        """Return how alike pairs are once maps have moved the samples onto the training images."""
+    ) -> Float[Tensor, " p"]:
+        """Return how alike pairs are once maps have moved the samples onto the training images, in [0, 1]."""
         if not len(maps):
-            return self._similarity(iter(()), training)
+            return torch.zeros(0)
         samples = torch.stack([self._sample(*one)[0] for one in _each(sample, mirroring)])
-        return self._similarity((self._spectra(one) for one in warp_affine(samples, maps)), training)
+        return self._similarity((self._spectrum(one) for one in warp_affine(samples, maps)), training)
 
-    def _similarity(self, samples: Iterator[_Spectra], training: Array) -> SalientSimilarity:
+    def _similarity(self, samples: Iterator[Spectrum], training: Array) -> Tensor:
         # One pair at a time, so that no number depends on the batch that it is in.
-        found = [
-            [one.similarity(other) for one, other in zip(of_sample, self._patient(position), strict=True)]
-            for of_sample, position in zip(samples, training.tolist(), strict=True)
-        ]
-        values = torch.tensor(found) if found else torch.zeros(0, 2)
-        return SalientSimilarity(*values.unbind(1))
+        pairs = zip(samples, training.tolist(), strict=True)
+        return torch.tensor([of_sample.similarity(self._patient(position)) for of_sample, position in pairs])
 
-    def _describe_sample(self, sample: int, mirroring: int) -> tuple[Tensor, _Spectra]:
+    def _describe_sample(self, sample: int, mirroring: int) -> tuple[Tensor, Spectrum]:
         # A mirrored image is unusual in other places than the image.
         image = mirror(self.images[[sample]].to(self.device), self.mirrors[mirroring])
         found = self.saliency.maps(image)[0]
-        return found, self._spectra(found)
+        return found, self._spectrum(found)
 
-    def _describe_patient(self, position: int) -> _Spectra:
+    def _describe_patient(self, position: int) -> Spectrum:
         volume = torch.from_numpy(self.reference.volumes(np.array([position]))).to(self.device)
-        return self._spectra(self.saliency.maps(volume)[0])
+        return self._spectrum(self.saliency.maps(volume)[0])
 
-    def _spectra(self, one: Tensor) -> _Spectra:
-        whole, peaks = one, self.saliency.peaks(one)
-        return Spectrum.of(whole, max_shift=self.max_shift), Spectrum.of(peaks, max_shift=self.max_shift)
+    def _spectrum(self, one: Tensor) -> Spectrum:
+        return Spectrum.of(one, max_shift=self.max_shift)
 
 
 def _each(sample: Array, mirroring: Array) -> Iterator[tuple[int, int]]:

@@ -132,3 +132,22 @@ def test_a_verdict_explains_itself_without_naming_a_patient():
     assert other.explanation.startswith("No replica; most like training image 4: normalized")
     assert unjudged.explanation.endswith("nothing says how unusual that is.")
     assert all("anna" not in verdict.explanation for verdict in (replica, other, unjudged))
+
+
+@pytest.mark.parametrize(
+    ("levels", "is_partial"),
+    [
+        ({"voxel": 0.4, "feature": 0.2, "segmentation": 0.001}, True),
+        ({"voxel": 0.04, "feature": 0.2, "segmentation": 0.001}, False),
+        ({"voxel": 0.4, "feature": 0.2, "segmentation": 0.2}, False),
+        ({}, False),
+    ],
+)
+def test_a_replica_of_structures_alone_is_named_as_such(levels, is_partial):
+    replica, other = (_verdict(is_replica=which, level_p_values=levels) for which in (True, False))
+
+    assert replica.is_partial == is_partial
+    assert replica.explanation.startswith(
+        "Replica of structures of training image 4" if is_partial else "Replica of tr"
+    )
+    assert not other.is_partial

@@ -4,7 +4,13 @@ Public, for users' own tests and for the demonstration. Nothing here is needed t
 """
 
 from relict_lightning.testing.datamodule import HeadDataModule, HeadDataset, HeadItem, HeadStream
-from relict_lightning.testing.detection_sets import DETECTION_SETS, GENERATORS, DetectionSet, make_detection_set
+from relict_lightning.testing.detection_sets import (
+    APART,
+    DETECTION_SETS,
+    GENERATORS,
+    DetectionSet,
+    make_detection_set,
+)
 from relict_lightning.testing.generator import HeadGenerator
 from relict_lightning.testing.heads import LABELS, HeadSubjects, simulate_heads
 from relict_lightning.testing.hemorrhage import simulate_hemorrhage_ct
@@ -16,6 +22,7 @@ from relict_lightning.testing.vessels import simulate_tof_angiograms
 
 __all__ = [
     "ALTERATIONS",
+    "APART",
     "DETECTION_SETS",
     "GENERATORS",
     "LABELS",

@@ -80,8 +80,10 @@ class SampleMaker:
         if kind == "rescan":
             return first, self.rescan(first)
         number = self._number(FRESH)
-        if kind == "lookalike":
+        if kind == "copied_background":
             return first, self._composed(self.people[first], number, self.sessions[first])
+        if kind == "lookalike":
+            return -1, self._composed((self.people[first], number), number, number)
         if kind == "mean_background":
             return -1, self._composed(number, number, number, background=self._mean_background())
         # Two images of one patient are no two patients.

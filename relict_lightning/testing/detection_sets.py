@@ -4,18 +4,23 @@
 | --- | --- | --- |
 | `ncct` | head CT with hemorrhages | 90 % replicas, copied mildly; the rest are fresh patients |
 | `tof` | time-of-flight angiograms | 10 % replicas, which keep the vessels and take another background |
-| `ncct_hard`, `tof_hard` | the same | half replicas through every alteration; negatives of four kinds, and rescans |
+| `ncct_hard`, `tof_hard` | the same | half replicas through every alteration; all kinds of negatives |
 | `ncct_null`, `tof_null` | the same | nothing is copied |
 | `t1`, `slices` | T1-weighted heads, 3-D or 2-D | half replicas through every alteration; fresh patients |
 
-Every sample has passed the look of a generator (`apply_generator_look`), replica or not. Negatives and rescans:
+Every sample has passed the look of a generator (`apply_generator_look`), replica or not. Negatives:
 
 - `fresh`: a patient who is in no set.
 - `mean_background`: the mean background of the training patients, with a new structure.
-- `lookalike`: the background of a training image, noise included, with a new structure.
+- `lookalike`: a background halfway between a training patient's and a stranger's, with a new structure. It looks like
+  that patient's more than like anybody else's.
 - `interpolation`: a patient halfway between two training patients in everything that makes a patient.
-- `rescan`: a training patient in a new session: other noise and position, slightly other size of lesion or flow. It
-  is no copy of a training image, but shows a training patient: a class of its own, to be scored apart.
+
+Classes of their own, to be scored apart, copy no training image as a whole, but show a training patient:
+
+- `rescan`: a training patient in a new session: other noise and position, slightly other size of lesion or flow.
+- `copied_background`: the background of a training image voxel by voxel, noise included, with a new structure: the
+  counterpart of a transplant.
 """
 
 from collections.abc import Sequence
@@ -37,7 +42,10 @@ from relict_lightning.testing.populations import (
 
 GENERATORS: tuple[str, ...] = ("ordinary", "blurred", "collapsed")
 
-_HARD_NEGATIVES = ("fresh", "mean_background", "lookalike", "interpolation", "rescan")
+APART: tuple[str, ...] = ("rescan", "copied_background")
+"""Kinds of samples that are neither replicas nor negatives."""
+
+_HARD_NEGATIVES = ("fresh", "mean_background", "lookalike", "interpolation", *APART)
 _BLUR_VOXELS = 2.0
 
 
@@ -81,8 +89,8 @@ class DetectionSet:
         generated_images: `[n, 1, *spatial]`.
         generated_labels: True label maps of the samples, `[n, *spatial]`.
         is_replica: Whether a sample is an altered training image, `[n]`.
-        source: Training image that a replica, a rescan or a lookalike was made of, else -1, `[n]`.
-        kind: The alteration of each replica, the kind of each negative, or `rescan`.
+        source: Training image that a replica, a rescan or a copied background was made of, else -1, `[n]`.
+        kind: The alteration of each replica, the kind of each negative, or one of `APART`.
     """
 
     training_images: Float[Tensor, "m 1 *spatial"]

@@ -5,7 +5,7 @@ import torch
 
 from relict_lightning.alterations import ALTERATION_NAMES
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.testing.detection_sets import DETECTION_SETS, make_detection_set
+from relict_lightning.testing.detection_sets import APART, DETECTION_SETS, make_detection_set
 
 SIZES = {"shape": (20, 24, 24), "training": 8, "heldout": 3, "generated": 20}
 FIELDS = ("training_images", "heldout_images", "generated_images", "generated_labels", "source", "is_replica")
@@ -17,7 +17,7 @@ def _make(name, **arguments):
 
 @pytest.fixture(scope="module")
 def hard():
-    return {name: _make(name) for name in ("ncct_hard", "tof_hard")}
+    return {name: _make(name, generated=24) for name in ("ncct_hard", "tof_hard")}
 
 
 def _correlation(one, other):
@@ -58,13 +58,13 @@ def test_hard_sets_have_every_alteration_and_every_negative(hard):
 
         assert {kind for kind, is_replica in kinds if is_replica} == set(ALTERATION_NAMES)
         assert all(kinds[kind, False] == 2 for kind in ("fresh", "mean_background", "lookalike", "interpolation"))
-        assert kinds["rescan", False] == 2
+        assert all(kinds[kind, False] == 2 for kind in APART)
 
 
-def test_only_replicas_rescans_and_lookalikes_have_a_source(hard):
+def test_only_what_shows_a_training_patient_has_a_source(hard):
     for made in hard.values():
         for kind, is_replica, source in zip(made.kind, made.is_replica, made.source, strict=True):
-            assert (source >= 0) == (bool(is_replica) or kind in ("rescan", "lookalike"))
+            assert (source >= 0) == (bool(is_replica) or kind in APART)
 
 
 def test_no_source_is_copied_twice_before_each_was_copied_once():
@@ -99,9 +99,23 @@ def test_a_replica_of_vessels_keeps_the_tree_and_takes_another_background():
                         made.training_images[source, 0][background]) < 0.9  # fmt: skip
 
 
-def test_a_lookalike_has_the_background_of_its_source_and_another_structure(hard):
+def test_a_lookalike_is_like_one_patient_and_a_copy_of_none(hard):
     for made in hard.values():
-        for position in (place for place, kind in enumerate(made.kind) if kind == "lookalike"):
+        nearest = {
+            kind: [
+                max(_correlation(sample, image) for image in made.training_images)
+                for sample, of_kind in zip(made.generated_images, made.kind, strict=True)
+                if of_kind == kind
+            ]
+            for kind in ("lookalike", "copied_background")
+        }
+
+        assert max(nearest["lookalike"]) < min(nearest["copied_background"])
+
+
+def test_a_copied_background_is_that_of_its_source_with_another_structure(hard):
+    for made in hard.values():
+        for position in (place for place, kind in enumerate(made.kind) if kind == "copied_background"):
             source = int(made.source[position])
             labels, own = made.generated_labels[position] > 0, made.training_labels[source] > 0
             elsewhere = ~torch.nn.functional.max_pool3d((labels | own)[None].float(), 5, 1, 2)[0].bool()
