@@ -62,8 +62,8 @@ MEASUREMENT_VERSION = 4
 """Raised whenever the same images get other measures: a control that was measured otherwise is not compared with."""
 
 # Patients per sample that are compared in full, of those that fit best when moved, of those that do as they lie, and of
-# those with the most alike salient structures or patches: the best one, and three others to say what is usual.
-_PATIENTS = 4
+# those with the most alike salient structures or patches: the best one, and two others to judge it against.
+_PATIENTS = 3
 # What is brought to cover where images stay is beyond usual variation: 5 % of a normal variable lies further off.
 _SALIENT = 2.0
 # Most of the way from a displacement of two voxels is made in four steps.

@@ -25,8 +25,8 @@ from relict_lightning.index import Entry, EntryWriter, Reference
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
-# Sides of some 30 voxels in 3-D, and of some 180 in 2-D.
-_MOST_VOXELS = 1 << 15
+# Sides of the grid: an image then takes 64 KiB in 3-D and 8 KiB in 2-D, and a block has some 120 voxels in both.
+_GRID_SIDE = {2: 64, 3: 32}
 # Smaller blocks are alike by chance, and in larger ones a lesion is lost.
 _BLOCKS_PER_SIDE = 6
 _SMALLEST_SIDE = 2
@@ -161,7 +161,7 @@ def describe_patches(training: Reference) -> Patches:
         training: The training images.
     """
     spatial = training.image_shape[1:]
-    factors = pooling_factors(spatial, most_voxels=_MOST_VOXELS)
+    factors = pooling_factors(spatial, most_voxels=_GRID_SIDE[len(spatial)] ** len(spatial))
     grid = [side // factor for side, factor in zip(spatial, factors, strict=True)]
     usual_side = math.prod(grid) ** (1 / len(grid))
     side = min(*grid, max(_SMALLEST_SIDE, round(usual_side / _BLOCKS_PER_SIDE)))
