@@ -76,9 +76,11 @@ def test_planted_replicas_are_found_and_matched_to_their_originals(fitted, plant
 
     found = torch.tensor([verdict.is_replica for verdict in result.verdicts])
     matches = torch.tensor([verdict.match for verdict in result.verdicts])
-    assert torch.equal(found, planted.is_replica)
+    assert found[planted.is_replica].all()
+    # One discovery in twenty is false on average, and three of 14 or more are in a hundredth of the cases.
+    assert found[~planted.is_replica].sum() <= 2
     assert torch.equal(matches[planted.is_replica], planted.source[planted.is_replica])
-    assert (result.replica_rate.successes, result.replica_rate.trials) == (12, 24)
+    assert (result.replica_rate.successes, result.replica_rate.trials) == (int(found.sum()), 24)
 
 
 def test_how_a_replica_was_altered_is_reported(fitted, planted):
@@ -217,11 +219,13 @@ def test_a_larger_false_discovery_rate_never_finds_fewer(fitted, planted):
 
 
 def test_the_table_has_a_row_for_each_sample(fitted, planted):
-    frame = fitted.detect(planted.images).to_frame()
+    result = fitted.detect(planted.images)
+
+    frame = result.to_frame()
 
     assert len(frame) == 24
-    assert frame["is_replica"].sum() == 12
-    assert frame.loc[frame["is_replica"], "voxel_normalized_cross_correlation"].min() > 0.9
+    assert frame["is_replica"].tolist() == [verdict.is_replica for verdict in result.verdicts]
+    assert frame.loc[planted.is_replica.numpy(), "voxel_normalized_cross_correlation"].min() > 0.9
 
 
 def test_matched_pairs_show_the_sample_moved_onto_its_match(fitted, planted, heads):
@@ -701,7 +705,7 @@ def test_a_detector_that_was_saved_by_a_version_that_measured_otherwise_is_refus
     saved = fitted.save(tmp_path / "detector")
     monkeypatch.undo()
 
-    with pytest.raises(IndexStaleError, match="measurement 1, now 3"):
+    with pytest.raises(IndexStaleError, match="measurement 1, now 4"):
         ReplicaDetector.load(saved)
 
 

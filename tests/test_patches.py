@@ -30,7 +30,14 @@ def _all_pairs(patches, queries):
 
 @pytest.mark.parametrize(
     ("spatial", "side", "blocks"),
-    [((64, 64), 11, 25), ((300, 310), 10, 36), ((24, 32, 32), 5, 4 * 6 * 6), ((48, 64, 64), 5, 144), ((4, 40), 2, 40), ((8, 8, 8), 2, 64)],
+    [
+        ((64, 64), 11, 25),
+        ((300, 310), 10, 36),
+        ((24, 32, 32), 5, 4 * 6 * 6),
+        ((48, 64, 64), 5, 144),
+        ((4, 40), 2, 40),
+        ((8, 8, 8), 2, 64),
+    ],
 )
 def test_images_are_cut_into_blocks_of_a_sixth_of_their_side(spatial, side, blocks):
     patches = describe_patches(build(_textures(3, *spatial)))
