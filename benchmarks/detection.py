@@ -13,8 +13,8 @@ one family (`tof`, `tof_hard`) share training and held-out images, and so the fi
 - Share of the replicas flagged whose match is the right patient. Bar: 0.95.
 - Share of false ones among all discoveries of all seeds, with its exact interval: fresh patients only, and all
   negatives. Bar: the upper end is at most 0.08. It takes 45 discoveries to get there with none false.
-- Flags of each kind of negative, and of rescans and copied backgrounds, which are neither replica nor negative. They
-  enter one other number: the area under the ROC curve where copied backgrounds count as negatives.
+- Flags of each kind of negative, and of rescans and copied backgrounds, which are neither replica nor negative. One
+  more area under the ROC curve counts copied backgrounds as negatives; rescans enter no other number.
 - Share of each alteration that is found at 5 % false positives, beside other detectors
   (`benchmarks/detection_baselines.py` describes them). It is given at two thresholds. One is exceeded by 5 % of the
   held-out images; a measure that takes the blur of a generator for likeness flags far more of the fresh samples there,

@@ -4,9 +4,9 @@ In two rounds, which samples and control go through alike. The first looks at ev
 from two starts. A copy may have been moved as a whole: then the whole images are brought to cover, by phase correlation
 and an affine refinement. Or a lesion may have been transplanted to the same place in another head: then images stay,
 and only what sets them apart from the population (`Population.residual`) is brought to cover. The second round takes
-the best hit of each of the patients that fit best, moved or as they lie, refines it on the working grid, and measures
-at full resolution, once moved and once unmoved. Both count, because an alignment brings unlike people closer too: a
-copy that was not moved, or not yet complete, stands out most where nothing is.
+the best hit of each of the patients that fit best, moved, as they lie, by what stands out or by patches, refines it on
+the working grid, and measures at full resolution, once moved and once unmoved. Both count, because an alignment brings
+unlike people closer too: a copy that was not moved, or not yet complete, stands out most where nothing is.
 
 What stands out of the images (`Saliency`) is compared on its own, moved and as it lies, and displaced by a little
 either way: it may have been copied without anything around it that an alignment could hold on to.

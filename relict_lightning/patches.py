@@ -11,7 +11,7 @@ The blocks of all training images are looked through for every sample; that cost
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -70,17 +70,18 @@ class Patches:
 
     Attributes:
         factors: Voxels of an image per voxel of the grid that is cut into blocks, along each axis.
-        side: Voxels of that grid per block, along each axis.
+        sides: Voxels of that grid per block, along each axis.
         blocks: Each block of each training image without its mean, of at most unit length, float16, `[k, m, d]`.
     """
 
     factors: tuple[int, ...]
-    side: int
+    sides: tuple[int, ...]
     blocks: Array
 
     def cut(self, images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n k d"]:
         """Return the blocks of images without their means, of at most unit length."""
-        blocks = self._blocks(pooled(images, self.factors))
+        # Every block is summed up in one order on the CPU, whatever the batch.
+        blocks = self._blocks(pooled(images, self.factors).cpu())
         centred = blocks - blocks.mean(dim=2, keepdim=True)
         floor = _NOISE**2 * blocks.shape[2]
         return centred / (centred.square().sum(dim=2, keepdim=True) + floor).sqrt()
@@ -101,9 +102,9 @@ class Patches:
         grid = [side // factor for side, factor in zip(images.shape[2:], self.factors, strict=True)]
         weights = []
         for maps in (whole, peaks):
-            of_blocks = self._blocks(functional.interpolate(maps, size=grid, mode="nearest")).mean(dim=2)
+            of_blocks = self._blocks(functional.interpolate(maps.cpu(), size=grid, mode="nearest")).mean(dim=2)
             weights.append(of_blocks / of_blocks.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))
-        return PatchQueries(blocks=_kept(self.cut(images)), weights=torch.stack(weights).cpu().numpy())
+        return PatchQueries(blocks=_kept(self.cut(images)), weights=torch.stack(weights).numpy())
 
     def similarities(self, mirrorings: Sequence[PatchQueries]) -> Iterator[tuple[Array, Array]]:
         """Yield portions of samples, and their likeness to every training image, `[2, q, m]`, in [0, 1].
@@ -114,22 +115,16 @@ class Patches:
             mirrorings: The same samples under each mirroring, of which the one that makes them most alike counts.
         """
         count, samples = self.blocks.shape[1], len(mirrorings[0])
-        size = max(1, _BYTES_AT_ONCE // (16 * max(1, count)))
+        size = max(1, _BYTES_AT_ONCE // (8 * len(mirrorings) * max(1, count)))
         for start in range(0, samples, size):
             here = np.arange(start, min(start + size, samples))
-            best = np.zeros((2, len(here), count), dtype=np.float32)
-            for queries in mirrorings:
-                np.maximum(best, self._similarity(queries, here), out=best)
-            yield here, best
-
-    def _similarity(self, queries: PatchQueries, samples: Array) -> Array:
-        """Return the likeness of samples to every training image, `[2, q, m]`."""
-        total = np.zeros((2, len(samples), self.blocks.shape[1]), dtype=np.float32)
-        for number, training in enumerate(self.blocks):
-            agreed = _counted(queries.blocks[samples, number].astype(np.float32) @ training.astype(np.float32).T)
-            for way, weights in enumerate(queries.weights):
-                total[way] += weights[samples, number, None] * agreed
-        return total
+            total = np.zeros((len(mirrorings), 2, len(here), count), dtype=np.float32)
+            for number, training in enumerate(self.blocks):
+                of_training = training.astype(np.float32).T
+                for mirroring, queries in enumerate(mirrorings):
+                    agreed = _counted(queries.blocks[here, number].astype(np.float32) @ of_training)
+                    total[mirroring] += queries.weights[:, here, number, None] * agreed
+            yield here, total.max(axis=0)
 
     def pair_similarities(self, queries: PatchQueries, sample: Array, training: Array) -> Array:
         """Return the likeness of pairs of a sample and a training image, `[2, p]`, in [0, 1]."""
@@ -147,11 +142,10 @@ class Patches:
     def _blocks(self, on_grid: Tensor) -> Tensor:
         """Return images on the grid cut into blocks, the border that fills no block left out evenly, `[n, k, d]`."""
         count, ndim = len(on_grid), on_grid.ndim
-        for axis in range(2, ndim):
-            left_out = on_grid.shape[axis] % self.side
-            on_grid = on_grid.narrow(axis, left_out // 2, on_grid.shape[axis] - left_out)
-            on_grid = on_grid.unfold(axis, self.side, self.side)
-        return on_grid.reshape(count, math.prod(on_grid.shape[1:ndim]), self.side ** (ndim - 2))
+        for axis, side in enumerate(self.sides, start=2):
+            left_out = on_grid.shape[axis] % side
+            on_grid = on_grid.narrow(axis, left_out // 2, on_grid.shape[axis] - left_out).unfold(axis, side, side)
+        return on_grid.reshape(count, math.prod(on_grid.shape[1:ndim]), math.prod(self.sides))
 
 
 def describe_patches(training: Reference) -> Patches:
@@ -163,9 +157,7 @@ def describe_patches(training: Reference) -> Patches:
     spatial = training.image_shape[1:]
     factors = pooling_factors(spatial, most_voxels=_GRID_SIDE[len(spatial)] ** len(spatial))
     grid = [side // factor for side, factor in zip(spatial, factors, strict=True)]
-    usual_side = math.prod(grid) ** (1 / len(grid))
-    side = min(*grid, max(_SMALLEST_SIDE, round(usual_side / _BLOCKS_PER_SIDE)))
-    empty = Patches(factors=factors, side=side, blocks=np.zeros((0, 0, 0), np.float16))
+    empty = Patches(factors=factors, sides=_block_sides(grid), blocks=np.zeros((0, 0, 0), np.float16))
 
     def of_held() -> tuple[Array, Array]:
         held = np.flatnonzero(training.stored.holds(np.arange(len(training))))
@@ -176,13 +168,13 @@ def describe_patches(training: Reference) -> Patches:
     blocks = np.empty((parts[0][1].shape[1], len(training), parts[0][1].shape[2]), dtype=np.float16)
     for held, of_part in parts:
         blocks[:, held] = of_part.swapaxes(0, 1)
-    return Patches(factors=factors, side=side, blocks=blocks)
+    return replace(empty, blocks=blocks)
 
 
 def write_patches(patches: Patches, writer: EntryWriter, *, prefix: str) -> None:
     """Write them into a folder, its files' names starting with `prefix`."""
     writer.array(f"{prefix}blocks", patches.blocks)
-    writer.table(f"{prefix}settings", {"factors": list(patches.factors), "side": patches.side})
+    writer.table(f"{prefix}settings", {"factors": list(patches.factors), "sides": list(patches.sides)})
 
 
 def read_patches(entry: Entry, *, prefix: str) -> Patches:
@@ -190,10 +182,17 @@ def read_patches(entry: Entry, *, prefix: str) -> Patches:
     settings = entry.table(f"{prefix}settings")
     return Patches(
         factors=tuple(settings["factors"]),
-        side=int(settings["side"]),
-        # Whole sets may take gigabytes, which the processes of a machine then share.
+        sides=tuple(settings["sides"]),
+        # Memory-mapped, because those of many images take gigabytes.
         blocks=entry.array(f"{prefix}blocks"),
     )
+
+
+def _block_sides(grid: Sequence[int]) -> tuple[int, ...]:
+    """Return the sides of blocks, alike but where the grid is thinner, of which about 6 would fill a side of a cube."""
+    wanted = math.prod(grid) / _BLOCKS_PER_SIDE ** len(grid)
+    choices = [tuple(min(side, longest) for side in grid) for longest in range(_SMALLEST_SIDE, max(grid) + 1)]
+    return min(choices or [tuple(grid)], key=lambda sides: abs(math.prod(sides) - wanted))
 
 
 def _counted(correlation: Array) -> Array:

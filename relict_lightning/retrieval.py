@@ -7,6 +7,7 @@ the training set only here, and only as one matrix product does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ from relict_lightning.usual import Usual
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 _PAIRS = 4096
+# Single precision leaves one digit more of a sum over blocks.
+_DECIMALS = 5
 _SALIENT = "salient"
 # A second mirroring is tried where it is at most half as far again. A displacement by a tenth of the side, the largest
 # that is looked for, moves the two of a head closer together than this.
@@ -160,22 +163,25 @@ def retrieve(queries: Queries, reference: Reference, usual: Usual, *, top_k: int
             for best in (merge_hits(similarity, positions, top_k, codes=counted)[1], as_it_is):
                 sample = np.arange(len(queries))[:, None].repeat(best.shape[1], axis=1)
                 found.append(np.stack([sample.ravel(), best.ravel()], axis=1))
-    found += _nearest_by_patches(queries, usual, top_k, codes=codes if has_repeats else None)
+    # That of one process, because the last digits may differ between machines, and all must mean the same pairs.
+    by_patches = partial(_nearest_by_patches, queries, usual, top_k, codes=codes if has_repeats else None)
+    found += reference.processes.gather(by_patches, doing="Comparing patches")[0]
     pairs = np.unique(np.concatenate(found), axis=0)
     sample, training = pairs[:, 0], pairs[:, 1]
     feature = _pair_similarity(queries.feature, reference, FEATURE, sample, training)
     coarse = _pair_similarity(queries.coarse, reference, COARSE, sample, training)
     pair, mirroring = _likely_mirrorings(feature + coarse)
-    by_patches = np.empty((2, len(pair)), dtype=np.float32)
+    patch_similarity = np.empty((2, len(pair)), dtype=np.float32)
     for number, of_mirroring in enumerate(queries.patches):
-        here = pair[mirroring == number]
-        by_patches[:, mirroring == number] = usual.patches.pair_similarities(of_mirroring, sample[here], training[here])
+        is_here = mirroring == number
+        named = (sample[pair[is_here]], training[pair[is_here]])
+        patch_similarity[:, is_here] = usual.patches.pair_similarities(of_mirroring, *named)
     return Hits(
         sample=sample[pair],
         training=training[pair],
         mirroring=mirroring,
         feature_similarity=np.clip(feature[mirroring, pair], -1.0, 1.0),
-        patch_similarity=by_patches,
+        patch_similarity=patch_similarity,
     )
 
 
@@ -186,13 +192,18 @@ def _nearest_by_patches(queries: Queries, usual: Usual, top_k: int, *, codes: Ar
         for counted in ([None] if codes is None else [codes, None])
         for _ in range(2)
     ]
+    by_code = None if codes is None else np.argsort(codes, kind="stable")
     for samples, likeness in usual.patches.similarities(queries.patches):
+        # Equal images are equally alike, whatever rounding made of them; the first of them is the hit.
+        rounded = likeness.round(_DECIMALS)
         for number, hits in enumerate(best):
-            similarity = likeness[number % 2]
-            kept = similarity >= -np.inf
-            if hits.codes is None:
-                # Sorting all of a large training set would take longer than comparing it.
-                kept = similarity >= -np.partition(-similarity, hits.k - 1, axis=1)[:, hits.k - 1 : hits.k]
+            similarity = of_each = rounded[number % 2]
+            if hits.codes is not None:
+                starts = np.flatnonzero(np.diff(hits.codes[by_code], prepend=-1))
+                of_each = np.maximum.reduceat(similarity[:, by_code], starts, axis=1)
+            # Sorting all of a large training set would take longer than comparing it.
+            last = min(hits.k, of_each.shape[1]) - 1
+            kept = similarity >= -np.partition(-of_each, last, axis=1)[:, last : last + 1]
             row, training = np.nonzero(kept)
             hits.add(samples[row], training, similarity[kept])
     found = [hits.result()[1] for hits in best]

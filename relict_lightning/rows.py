@@ -13,8 +13,8 @@ from torch import Tensor
 def row_sums(rows: Float[Tensor, "n l"]) -> Float[Tensor, " n"]:
     """Return the sum of each row."""
     if rows.device.type != "cpu":
-        # A kernel of its own for each row.
-        return torch.stack([row.sum() for row in rows]) if len(rows) else rows.new_zeros(0)
+        # A kernel of its own for each row, which starts at the same alignment.
+        return torch.stack([row.clone().sum() for row in rows]) if len(rows) else rows.new_zeros(0)
     # NumPy adds up each row of contiguous numbers pairwise, one row after the other.
     return torch.from_numpy(np.add.reduce(rows.contiguous().numpy(), axis=1))
 

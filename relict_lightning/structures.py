@@ -5,7 +5,6 @@ are compared as they lie and as an alignment moved them, displaced by a little e
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,8 +46,8 @@ class Structures:
     ) -> None:
         self.images, self.mirrors, self.reference = images, mirrors, reference
         self.saliency, self.max_shift, self.device = saliency, max_shift, device
-        self._sample = lru_cache(_SAMPLES)(self._describe_sample)
-        self._patient = lru_cache(_PATIENTS)(self._describe_patient)
+        self._samples: dict[tuple[int, int], tuple[Tensor, Spectrum]] = {}
+        self._patients: dict[int, Spectrum] = {}
 
     def as_they_lie(self, sample: Array, mirroring: Array, training: Array) -> Float[Tensor, " p"]:
         """Return how alike pairs of a sample, mirrored, and a training image are where they lie, in [0, 1]."""
@@ -68,18 +67,32 @@ class Structures:
         pairs = zip(samples, training.tolist(), strict=True)
         return torch.tensor([of_sample.similarity(self._patient(position)) for of_sample, position in pairs])
 
-    def _describe_sample(self, sample: int, mirroring: int) -> tuple[Tensor, Spectrum]:
-        # A mirrored image is unusual in other places than the image.
-        image = mirror(self.images[[sample]].to(self.device), self.mirrors[mirroring])
-        found = self.saliency.maps(image)[0]
-        return found, self._spectrum(found)
+    def _sample(self, sample: int, mirroring: int) -> tuple[Tensor, Spectrum]:
+        """Return what stands out of a sample, mirrored, and the spectrum of that."""
+        if (sample, mirroring) not in self._samples:
+            # A mirrored image is unusual in other places than the image.
+            image = mirror(self.images[[sample]].to(self.device), self.mirrors[mirroring])
+            found = self.saliency.maps(image)[0]
+            _make_room(self._samples, _SAMPLES)
+            self._samples[sample, mirroring] = found, self._spectrum(found)
+        return self._samples[sample, mirroring]
 
-    def _describe_patient(self, position: int) -> Spectrum:
-        volume = torch.from_numpy(self.reference.volumes(np.array([position]))).to(self.device)
-        return self._spectrum(self.saliency.maps(volume)[0])
+    def _patient(self, position: int) -> Spectrum:
+        """Return the spectrum of what stands out of a training image."""
+        if position not in self._patients:
+            volume = torch.from_numpy(self.reference.volumes(np.array([position]))).to(self.device)
+            _make_room(self._patients, _PATIENTS)
+            self._patients[position] = self._spectrum(self.saliency.maps(volume)[0])
+        return self._patients[position]
 
     def _spectrum(self, one: Tensor) -> Spectrum:
         return Spectrum.of(one, max_shift=self.max_shift)
+
+
+def _make_room(kept: dict[Any, Any], size: int) -> None:
+    """Drop what was kept first, where there is no room for more."""
+    if len(kept) >= size:
+        del kept[next(iter(kept))]
 
 
 def _each(sample: Array, mirroring: Array) -> Iterator[tuple[int, int]]:

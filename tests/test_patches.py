@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -29,21 +31,24 @@ def _all_pairs(patches, queries):
 
 
 @pytest.mark.parametrize(
-    ("spatial", "side", "blocks"),
+    ("spatial", "sides", "blocks"),
     [
-        ((64, 64), 11, 25),
-        ((300, 310), 10, 36),
-        ((24, 32, 32), 5, 4 * 6 * 6),
-        ((48, 64, 64), 5, 144),
-        ((4, 40), 2, 40),
-        ((8, 8, 8), 2, 64),
+        ((64, 64), (11, 11), 25),
+        ((300, 310), (10, 10), 36),
+        ((24, 32, 32), (5, 5, 5), 4 * 6 * 6),
+        ((48, 64, 64), (5, 5, 5), 144),
+        ((4, 40), (2, 2), 40),
+        ((8, 8, 8), (2, 2, 2), 64),
+        # Thin slabs have blocks that are as thin, and wider.
+        ((1, 128, 128), (1, 9, 9), 14 * 14),
+        ((4, 256, 256), (2, 9, 9), 14 * 14),
     ],
 )
-def test_images_are_cut_into_blocks_of_a_sixth_of_their_side(spatial, side, blocks):
+def test_images_are_cut_into_blocks_of_a_sixth_of_their_side(spatial, sides, blocks):
     patches = describe_patches(build(_textures(3, *spatial)))
 
-    assert patches.side == side
-    assert patches.blocks.shape == (blocks, 3, side ** len(spatial))
+    assert patches.sides == sides
+    assert patches.blocks.shape == (blocks, 3, math.prod(sides))
     assert patches.blocks.dtype == np.float16
 
 
@@ -54,8 +59,7 @@ def test_a_block_counts_by_the_eighth_power_of_its_correlation():
 
     found = _all_pairs(patches, _queries(patches, samples))
 
-    side = patches.side
-    assert side == 3
+    assert patches.sides == (3, 3)
     # The row and the columns that fill no block are left out at both ends.
     cut = lambda image: image[0, :15, 1:19].unfold(0, 3, 3).unfold(1, 3, 3).reshape(-1, 9).double().numpy()  # noqa: E731
     for sample in range(2):
@@ -141,5 +145,5 @@ def test_what_is_written_is_read_back(tmp_path):
 
     again = read_patches(Entry(tmp_path / "entry"), prefix="a_")
 
-    assert (again.factors, again.side) == (patches.factors, patches.side)
+    assert (again.factors, again.sides) == (patches.factors, patches.sides)
     np.testing.assert_array_equal(again.blocks, patches.blocks)

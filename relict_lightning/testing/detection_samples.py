@@ -73,7 +73,7 @@ class SampleMaker:
         )
 
     def negative(self, kind: str, *, collapsed: bool) -> tuple[int, tuple[Tensor, Tensor]]:
-        """Return a sample that copies no training image, and the training image that it was made of, if one."""
+        """Return a sample that copies no training image, and the training image whose patient it shows, if one."""
         if kind == "fresh":
             return -1, self._mode() if collapsed else self._scan(self._number(FRESH))
         first, second = torch.randperm(len(self.images), generator=self.stream)[:2].tolist()
