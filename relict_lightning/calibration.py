@@ -40,8 +40,9 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 # Differences in copy-likeness below this are no evidence, however little the control varies.
 _SMALLEST_SPREAD = 0.01
-# Planted copies count as found at this p-value, and so many of them must still be found where structures lead.
-_FOUND, _KEPT_SHARE = 0.05, 0.9
+# Planted copies count as found at this p-value, which a false discovery rate of 5 % asks for where one sample in five
+# is a copy; and so many of them must still be found where structures lead.
+_FOUND, _KEPT_SHARE = 0.01, 0.9
 # Makes the median absolute deviation of a normal variable its standard deviation.
 _NORMAL_CONSISTENCY = 1.4826
 
@@ -73,7 +74,10 @@ def choose_rule(planted: Array, control: Array, columns: Sequence[str]) -> Rule:
         columns: The level of each measure.
     """
     led, open_ = (Rule(columns=tuple(columns), led=which) for which in (True, False))
-    found = {rule: int((calibrate(planted, control, rule).p_values <= _FOUND).sum()) for rule in (led, open_)}
+    # Small controls cannot give smaller ones.
+    smallest = 1 / (1 + len(control))
+    p_values = {rule: calibrate(planted, control, rule).p_values for rule in (led, open_)}
+    found = {rule: int((of_rule <= max(_FOUND, smallest)).sum()) for rule, of_rule in p_values.items()}
     return led if found[led] >= _KEPT_SHARE * found[open_] else open_
 
 

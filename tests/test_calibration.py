@@ -81,6 +81,18 @@ def test_structures_lead_where_that_loses_at_most_one_in_ten_planted_copies(lost
     assert choose_rule(planted, control, ("voxel", "segmentation")).led == led
 
 
+@pytest.mark.parametrize(
+    ("controls", "by_structures", "led"),
+    # The first lies at the 98th percentile of the control; the control of the last two has no p-value below 0.1.
+    [(199, 0.197, False), (199, 0.5, True), (9, 0.5, True), (9, 0.0, False)],
+)
+def test_structures_do_not_lead_where_they_find_copies_only_just(controls, by_structures, led):
+    control = np.stack([np.linspace(0, 0.2, controls)] * 2, axis=1)
+    planted = np.tile([0.9, by_structures], (20, 1))
+
+    assert choose_rule(planted, control, ("voxel", "segmentation")).led == led
+
+
 def test_a_control_that_does_not_vary_does_not_blow_scores_up():
     calibrated = _calibrated(_column(0.505), _column(0.5, 0.5, 0.5))
 
