@@ -1,6 +1,8 @@
-"""Coarser grids on which images are looked at, and the training patients of whom is told what is usual there."""
+"""Coarser grids on which images are looked at, and the training images of which is told what is usual there."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from relict_lightning.index import Reference
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 # Makes the median absolute deviation of a normal variable its standard deviation.
 NORMAL_CONSISTENCY = 1.4826
@@ -47,3 +51,24 @@ def fetch_patients(training: Reference, factors: tuple[int, ...]) -> Tensor:
     return torch.cat(
         [pooled(torch.from_numpy(training.fetch_volumes(one)), factors) for one in np.array_split(chosen, len(chosen))]
     )
+
+
+def of_each_image(training: Reference, make: Callable[[Tensor], Array], *, doing: str) -> Array:
+    """Return what is made of each training image, in order, `[m, ...]`.
+
+    All processes that share the reference call this; each makes it of the images that it holds.
+
+    Args:
+        training: The training images, at least one.
+        make: Makes an array `[1, ...]` of one image `[1, c, *spatial]`.
+        doing: What it is, for the message of the processes that did not fail.
+    """
+
+    def of_held() -> tuple[Array, list[Array]]:
+        held = np.flatnonzero(training.stored.holds(np.arange(len(training))))
+        return held, [make(torch.from_numpy(training.volumes(held[[place]])))[0] for place in range(len(held))]
+
+    made: dict[int, Array] = {}
+    for held, of_images in training.processes.gather(of_held, doing=doing):
+        made.update(zip(held.tolist(), of_images, strict=True))
+    return np.stack([made[position] for position in range(len(training))])

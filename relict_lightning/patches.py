@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from relict_lightning.grids import pooled, pooling_factors
+from relict_lightning.grids import of_each_image, pooled, pooling_factors
 from relict_lightning.index import Entry, EntryWriter, Reference
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -159,16 +159,8 @@ def describe_patches(training: Reference) -> Patches:
     grid = [side // factor for side, factor in zip(spatial, factors, strict=True)]
     empty = Patches(factors=factors, sides=_block_sides(grid), blocks=np.zeros((0, 0, 0), np.float16))
 
-    def of_held() -> tuple[Array, Array]:
-        held = np.flatnonzero(training.stored.holds(np.arange(len(training))))
-        cut = [_kept(empty.cut(torch.from_numpy(training.volumes(held[[place]])))) for place in range(len(held))]
-        return held, np.concatenate(cut) if cut else np.zeros((0, 0, 0), np.float16)
-
-    parts = [part for part in training.processes.gather(of_held, doing="Cutting up training images") if len(part[0])]
-    blocks = np.empty((parts[0][1].shape[1], len(training), parts[0][1].shape[2]), dtype=np.float16)
-    for held, of_part in parts:
-        blocks[:, held] = of_part.swapaxes(0, 1)
-    return replace(empty, blocks=blocks)
+    of_images = of_each_image(training, lambda volume: _kept(empty.cut(volume)), doing="Cutting up training images")
+    return replace(empty, blocks=np.ascontiguousarray(of_images.swapaxes(0, 1)))
 
 
 def write_patches(patches: Patches, writer: EntryWriter, *, prefix: str) -> None:
@@ -204,5 +196,5 @@ def _counted(correlation: Array) -> Array:
 
 
 def _kept(blocks: Tensor) -> Array:
-    kept: Array = blocks.cpu().numpy().astype(np.float16)
+    kept: Array = blocks.numpy().astype(np.float16)
     return kept

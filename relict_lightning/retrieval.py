@@ -192,14 +192,15 @@ def _nearest_by_patches(queries: Queries, usual: Usual, top_k: int, *, codes: Ar
         for counted in ([None] if codes is None else [codes, None])
         for _ in range(2)
     ]
-    by_code = None if codes is None else np.argsort(codes, kind="stable")
+    if codes is not None:
+        by_code = np.argsort(codes, kind="stable")
+        starts = np.flatnonzero(np.diff(codes[by_code], prepend=-1))
     for samples, likeness in usual.patches.similarities(queries.patches):
         # Equal images are equally alike, whatever rounding made of them; the first of them is the hit.
         rounded = likeness.round(_DECIMALS)
         for number, hits in enumerate(best):
             similarity = of_each = rounded[number % 2]
             if hits.codes is not None:
-                starts = np.flatnonzero(np.diff(hits.codes[by_code], prepend=-1))
                 of_each = np.maximum.reduceat(similarity[:, by_code], starts, axis=1)
             # Sorting all of a large training set would take longer than comparing it.
             last = min(hits.k, of_each.shape[1]) - 1

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from relict_lightning.grids import NORMAL_CONSISTENCY, fetch_patients, pooled, pooling_factors
+from relict_lightning.grids import NORMAL_CONSISTENCY, fetch_patients, of_each_image, pooled, pooling_factors
 from relict_lightning.index import Entry, EntryWriter, ExactIndex, MemoryRows, Reference
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -208,16 +208,11 @@ def describe_saliency(training: Reference) -> Saliency:
         factors=factors, usual=usual, spread=spread, sign=1 if bright >= dark else -1, vectors=np.zeros((0, 0))
     )
 
-    def of_held() -> tuple[Array, Array]:
-        held = np.flatnonzero(training.stored.holds(np.arange(len(training))))
-        volumes = (torch.from_numpy(training.volumes(held[[place]])) for place in range(len(held)))
-        vectors = [saliency.to_vectors(saliency.maps(volume)) for volume in volumes]
-        return held, np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32)
-
-    parts = training.processes.gather(of_held, doing="Finding what stands out of training images")
-    held, rows = (np.concatenate([part[side] for part in parts if len(part[0])]) for side in (0, 1))
-    vectors = np.empty((len(training), rows.shape[1]), dtype=np.float32)
-    vectors[held] = rows
+    vectors = of_each_image(
+        training,
+        lambda volume: saliency.to_vectors(saliency.maps(volume)),
+        doing="Finding what stands out of training images",
+    )
     return replace(saliency, vectors=vectors)
 
 
