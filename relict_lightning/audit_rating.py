@@ -26,7 +26,7 @@ SCORES: Mapping[str, str] = {
     "voxel: structural similarity": "voxel_structural_similarity",
     "feature: cosine similarity": "feature_cosine_similarity",
     "segmentation: what stands out": "segmentation_unmoved_salient_similarity",
-    "segmentation: patches": "segmentation_patch_similarity",
+    "segmentation: patches": "segmentation_patch_likeness",
     "segmentation: mean Dice": "segmentation_mean_dice",
     "all levels: score": "score",
 }

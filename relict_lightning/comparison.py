@@ -58,7 +58,7 @@ MEASURES = (
     *MEASURES_OF_STRUCTURES,
 )
 
-MEASUREMENT_VERSION = 4
+MEASUREMENT_VERSION = 5
 """Raised whenever the same images get other measures: a control that was measured otherwise is not compared with."""
 
 # Patients per sample that are compared in full, of those that fit best when moved, of those that do as they lie, and of
@@ -138,7 +138,7 @@ def compare_hits(
     for pairs, look in first:
         maps[pairs], score[pairs], unmoved[pairs], salient[pairs] = look
     codes = reference.group_codes[hits.training]
-    orders = (score.numpy(), unmoved.numpy(), salient.numpy(), hits.patch_similarity.max(axis=0))
+    orders = (score.numpy(), unmoved.numpy(), salient.numpy(), hits.patch_likeness.sum(axis=0))
     chosen = np.unique(np.concatenate([_best_patients(hits, codes, by) for by in orders]))
     measures = {name: np.zeros(len(chosen), dtype=np.float32) for name in MEASURES}
     places = np.flatnonzero(np.isin(chosen, held))

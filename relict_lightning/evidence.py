@@ -27,6 +27,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _OTHERS = 2
 _SMALLEST_DISTANCE = 1e-12
 _SALIENT = ("salient_similarity", "unmoved_salient_similarity")
+_STRUCTURES: Level = "segmentation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,8 @@ class Evidence:
 
         At voxel level they are the correlation of what sets the two images apart from the population, after alignment,
         and the mean of correlation and structural similarity of the images as they lie. At segmentation level they are
-        the likeness of what stands out of the images, and of patches weighed by it. The Dice of label maps, moved and
-        as they lie, is of that level where these show structures, and of voxel level where they are classes of
-        intensity.
+        how alike what stands out of the images is. The Dice of label maps, moved and as they lie, is of that level
+        where these show structures, and of voxel level where they are classes of intensity.
         """
         measures = self.compared.measures
         if level == "feature":
@@ -75,8 +75,7 @@ class Evidence:
         if level == "voxel":
             whole = (measures["residual_correlation"], measures["unmoved_similarity"])
             return whole if self.has_label_maps else (*whole, *dice)
-        by_patches = self.hits.patch_similarity[:, self.compared.pairs]
-        salient = (*(measures[name] for name in _SALIENT), *by_patches)
+        salient = tuple(measures[name] for name in _SALIENT)
         return (*salient, *dice) if self.has_label_maps else salient
 
     def describe(self, pair: int) -> dict[Level, dict[str, float]]:
@@ -84,8 +83,8 @@ class Evidence:
         values = {name: float(of_pairs[pair]) for name, of_pairs in self.compared.measures.items()}
         cosine = float(self.hits.feature_similarity[self.compared.pairs[pair]])
         structures = {name: values.pop(name) for name in MEASURES_OF_STRUCTURES}
-        by_patches = self.hits.patch_similarity[:, self.compared.pairs[pair]]
-        structures |= zip(("patch_similarity", "peak_patch_similarity"), map(float, by_patches), strict=True)
+        by_patches = self.hits.patch_likeness[:, self.compared.pairs[pair]]
+        structures |= zip(("patch_likeness", "peak_patch_likeness"), map(float, by_patches), strict=True)
         return {"voxel": values, "feature": {"cosine_similarity": cosine}, "segmentation": structures}
 
     def transform(self, pair: int) -> Transform:
@@ -148,8 +147,10 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
     codes = torch.from_numpy(reference.group_codes[evidence.training])
     # Rounding can put the similarity of two equal images above 1 by a hair.
     named = [(level, similarity) for level in LEVELS for similarity in evidence.similarities(level)]
-    distances = [torch.from_numpy(1.0 - similarity).float().clamp_min(0) for _, similarity in named]
-    by_measure = np.zeros((count, len(named)))
+    by_patches = evidence.hits.patch_likeness
+    similarities = [*(similarity for _, similarity in named), *by_patches[:, evidence.compared.pairs]]
+    distances = [torch.from_numpy(1.0 - similarity).float().clamp_min(0) for similarity in similarities]
+    by_measure = np.zeros((count, len(distances)))
     best_pair = np.zeros(count, dtype=np.int64)
     for sample, (start, stop) in enumerate(pairwise(np.searchsorted(evidence.sample, np.arange(count + 1)))):
         total = np.zeros(stop - start)
@@ -158,8 +159,13 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
             # Squared, so that a match by one measure outweighs chance by several.
             total += np.square(np.clip(of_pairs, 0.0, 1.0))
         best_pair[sample] = start + int(total.argmax())
+    # A patch was judged against other patients at its own place already. That counts, where others have no such patch;
+    # which of several patients with one is the match, the ratio of the two tells.
+    for of_sample, of_hits in zip(by_measure.T[len(named) :], by_patches, strict=True):
+        of_sample[:] = 0.0
+        np.maximum.at(of_sample, evidence.hits.sample, of_hits)
     return Likeness(
-        columns=tuple(level for level, _ in named),
+        columns=(*(level for level, _ in named), *[_STRUCTURES] * len(by_patches)),
         by_measure=by_measure,
         best_pair=best_pair,
         neighbor_ratio=_neighbor_ratios(evidence.hits, reference),

@@ -1,17 +1,22 @@
 """Comparing images patch by patch, where they lie, to find a part of a training image in front of another background.
 
-Images on a coarse grid are cut into blocks of a sixth of their side. Two images of different people are alike in some
-blocks, but hardly ever nearly equal; a lesion or vessel that was transplanted is, and little else of the image. So a
-block counts by the eighth power of its correlation: half at a correlation of 0.92, and next to nothing below 0.7. What
-stands out of the sample (`relict_lightning.saliency`) says how much each block weighs, once all of it, and once its
-highest tenth.
+Images on a coarse grid are cut into overlapping blocks of a sixth of their side. People are alike in some blocks, at
+the rim of the head above all, and unlike in others; so a block is judged against its own place: it is like a patient by
+one minus the ratio of its distance (one minus the correlation) to that patient to the mean distance to the two next
+ones. Where all people are alike the two are equal, however small. Where a lesion or vessel was transplanted, its source
+is near and nobody else is.
+
+Few blocks are copied then, and among hundreds one is near to somebody by chance. So only those count where something
+stands out of the sample (`relict_lightning.saliency`), and what counts is the best of them.
 
 The blocks of all training images are looked through for every sample; that costs as much as one matrix product does.
 """
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -30,61 +35,124 @@ _GRID_SIDE = {2: 64, 3: 32}
 # Smaller blocks are alike by chance, and in larger ones a lesion is lost.
 _BLOCKS_PER_SIDE = 6
 _SMALLEST_SIDE = 2
-# The eighth power is the square, squared and squared again.
-_DOUBLINGS = 3
+# Blocks count where so large a share stands out of what does in the block where most does: by all that stands out,
+# nearly everywhere where anything does; by the highest tenth, around the largest lesion.
+_COUNTING_SHARES = (0.1, 0.5)
 # A share of the intensity range: the noise of scanners is about as large once it is averaged over a voxel of the grid.
 # The correlation of two blocks that hold nothing else must not count.
 _NOISE = 0.01
+# A block is judged against so many other patients.
+_OTHERS = 2
+_SMALLEST_DISTANCE = 1e-6
 _BYTES_AT_ONCE = 1 << 26
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class PatchQueries:
-    """Samples, cut into blocks.
+    """Samples on the grid that is cut into blocks.
 
     Attributes:
-        blocks: Each block, as `Patches.blocks`, `[n, k, d]`.
-        weights: How much each block counts by all that stands out of the sample, and by its highest tenth,
-            `[2, n, k]`; both sum up to 1, or to 0 where nothing stands out.
+        grids: The samples, float32, `[n, c, *grid]`.
+        counts: Which blocks count by all that stands out of the sample, and by its highest tenth, `[2, n, k]`.
     """
 
-    blocks: Array
-    weights: Array
+    grids: Array
+    counts: Array
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self.blocks)
+        return len(self.grids)
 
     @classmethod
     def joined(cls, parts: Sequence["PatchQueries"]) -> "PatchQueries":
         """Return all samples of some portions of them."""
-        blocks, weights = [part.blocks for part in parts], [part.weights for part in parts]
-        return cls(blocks=np.concatenate(blocks), weights=np.concatenate(weights, axis=1))
+        grids, counts = [part.grids for part in parts], [part.counts for part in parts]
+        return cls(grids=np.concatenate(grids), counts=np.concatenate(counts, axis=1))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LocalLikeness:
+    """Pairs of which a block is nearer to each other than to all other patients.
+
+    Attributes:
+        sample: Position of the sample, `[p]`, in order.
+        training: Position of the training image, `[p]`, in order for each sample.
+        values: How alike the block is in which they are so most, of those that count by all that stands out of the
+            sample, and by its highest tenth, `[2, p]`, in [0, 1]; of all other pairs it is 0.
+    """
+
+    sample: Array
+    training: Array
+    values: Array
+
+    @classmethod
+    def joined(cls, parts: Sequence["LocalLikeness"]) -> "LocalLikeness":
+        """Return the pairs of some portions of the samples, in order."""
+        empty = cls(sample=np.zeros(0, np.int64), training=np.zeros(0, np.int64), values=np.zeros((2, 0), np.float32))
+        parts = [empty, *parts]
+        sample, training = (np.concatenate([getattr(part, name) for part in parts]) for name in ("sample", "training"))
+        order = np.lexsort((training, sample))
+        values = np.concatenate([part.values for part in parts], axis=1)
+        return cls(sample=sample[order], training=training[order], values=values[:, order])
+
+    def of_pairs(self, sample: Array, training: Array) -> Array:
+        """Return the likeness of pairs, `[2, p]`."""
+        found = np.zeros((len(self.values), len(sample)), dtype=np.float32)
+        if len(self.sample):
+            size = 1 + max(int(self.training.max()), int(training.max(initial=0)))
+            mine, wanted = self.sample * size + self.training, sample * size + training
+            place = np.searchsorted(mine, wanted).clip(max=len(mine) - 1)
+            is_here = mine[place] == wanted
+            found[:, is_here] = self.values[:, place[is_here]]
+        return found
+
+    def nearest(self, top_k: int, *, codes: Array) -> Array:
+        """Return the pairs of each sample and the likest image of each of its `top_k` likest groups, `[p, 2]`.
+
+        Both ways to count blocks give so many.
+
+        Args:
+            top_k: How many groups.
+            codes: The group of each training image.
+        """
+        chosen = []
+        for of_way in self.values:
+            best = np.lexsort((self.training, -of_way, self.sample))
+            best = best[of_way[best] > 0]
+            # The first of each group of a sample is its likest.
+            names = np.stack([self.sample[best], codes[self.training[best]]])
+            best = best[np.sort(np.unique(names, axis=1, return_index=True)[1])]
+            starts = np.searchsorted(self.sample[best], self.sample[best])
+            chosen.append(best[np.arange(len(best)) - starts < top_k])
+        pairs = np.concatenate(chosen)
+        return np.stack([self.sample[pairs], self.training[pairs]], axis=1)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Patches:
-    """The blocks of training images.
+    """Training images on the grid that is cut into blocks.
 
     Attributes:
-        factors: Voxels of an image per voxel of the grid that is cut into blocks, along each axis.
+        factors: Voxels of an image per voxel of that grid, along each axis.
         sides: Voxels of that grid per block, along each axis.
-        blocks: Each block of each training image without its mean, of at most unit length, float16, `[k, m, d]`.
+        grids: The training images, float16, `[m, c, *grid]`.
     """
 
     factors: tuple[int, ...]
     sides: tuple[int, ...]
-    blocks: Array
+    grids: Array
 
-    def cut(self, images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n k d"]:
-        """Return the blocks of images without their means, of at most unit length."""
-        # Every block is summed up in one order on the CPU, whatever the batch.
-        blocks = self._blocks(pooled(images, self.factors).cpu())
-        centred = blocks - blocks.mean(dim=2, keepdim=True)
-        floor = _NOISE**2 * blocks.shape[2]
-        return centred / (centred.square().sum(dim=2, keepdim=True) + floor).sqrt()
+    @cached_property
+    def starts(self) -> tuple[Array, ...]:
+        """Where blocks begin along each axis: from one border to the other, each overlapping the next by half."""
+        free = [grid - side for grid, side in zip(self.grids.shape[2:], self.sides, strict=True)]
+        counts = [1 + space // math.ceil(side / 2) for space, side in zip(free, self.sides, strict=True)]
+        return tuple(
+            np.linspace(0, space, count).round().astype(int) for space, count in zip(free, counts, strict=True)
+        )
 
     def queries(
         self,
@@ -92,80 +160,77 @@ class Patches:
         whole: Float[Tensor, "n c *cells"],
         peaks: Float[Tensor, "n c *cells"],
     ) -> PatchQueries:
-        """Return samples cut into blocks.
+        """Return samples, and which of their blocks count.
 
         Args:
             images: The samples.
             whole: How much each cell of them stands out.
             peaks: The same of their highest tenth alone.
         """
-        grid = [side // factor for side, factor in zip(images.shape[2:], self.factors, strict=True)]
-        weights = []
-        for maps in (whole, peaks):
-            of_blocks = self._blocks(functional.interpolate(maps.cpu(), size=grid, mode="nearest")).mean(dim=2)
-            weights.append(of_blocks / of_blocks.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))
-        return PatchQueries(blocks=_kept(self.cut(images)), weights=torch.stack(weights).numpy())
+        grids = pooled(images, self.factors).cpu()
+        pool = functional.avg_pool2d if images.ndim == 4 else functional.avg_pool3d
+        counts = []
+        for maps, share in zip((whole, peaks), _COUNTING_SHARES, strict=True):
+            on_grid = functional.interpolate(maps.cpu().mean(dim=1, keepdim=True), size=grids.shape[2:], mode="nearest")
+            of_blocks = pool(on_grid, self.sides, stride=1)
+            for axis, starts in enumerate(self.starts, start=2):
+                of_blocks = of_blocks.index_select(axis, torch.from_numpy(starts))
+            of_blocks = of_blocks.flatten(1)
+            most = of_blocks.amax(dim=1, keepdim=True)
+            counts.append((of_blocks >= share * most) & (most > 0))
+        return PatchQueries(grids=grids.numpy(), counts=torch.stack(counts).numpy())
 
-    def similarities(self, mirrorings: Sequence[PatchQueries]) -> Iterator[tuple[Array, Array]]:
-        """Yield portions of samples, and their likeness to every training image, `[2, q, m]`, in [0, 1].
-
-        The last digits depend on how many samples and training images there are; those of `pair_similarities` do not.
+    def likeness(self, mirrorings: Sequence[PatchQueries], samples: Array, *, codes: Array) -> LocalLikeness:
+        """Return which samples are like which training images in some block, under the mirroring that shows it best.
 
         Args:
-            mirrorings: The same samples under each mirroring, of which the one that makes them most alike counts.
+            mirrorings: Samples under each mirroring.
+            samples: Positions of the samples that are looked at, in order.
+            codes: The group of each training image, at least two.
         """
-        count, samples = self.blocks.shape[1], len(mirrorings[0])
-        size = max(1, _BYTES_AT_ONCE // (8 * len(mirrorings) * max(1, count)))
-        for start in range(0, samples, size):
-            here = np.arange(start, min(start + size, samples))
-            total = np.zeros((len(mirrorings), 2, len(here), count), dtype=np.float32)
-            for number, training in enumerate(self.blocks):
-                of_training = training.astype(np.float32).T
-                for mirroring, queries in enumerate(mirrorings):
-                    agreed = _counted(queries.blocks[here, number].astype(np.float32) @ of_training)
-                    total[mirroring] += queries.weights[:, here, number, None] * agreed
-            yield here, total.max(axis=0)
+        size = max(1, _BYTES_AT_ONCE // (8 * len(mirrorings) * len(self.grids)))
+        parts = [
+            self._likeness(mirrorings, samples[start : start + size], codes) for start in range(0, len(samples), size)
+        ]
+        return LocalLikeness.joined(parts)
 
-    def pair_similarities(self, queries: PatchQueries, sample: Array, training: Array) -> Array:
-        """Return the likeness of pairs of a sample and a training image, `[2, p]`, in [0, 1]."""
-        found = np.empty((2, len(sample)), dtype=np.float32)
-        size = max(1, _BYTES_AT_ONCE // (8 * int(np.prod(queries.blocks.shape[1:]))))
-        for start in range(0, len(sample), size):
-            here = slice(start, start + size)
-            of_samples = queries.blocks[sample[here]].astype(np.float32)
-            of_training = np.ascontiguousarray(self.blocks[:, training[here]].swapaxes(0, 1).astype(np.float32))
-            agreed = _counted(np.einsum("pkd,pkd->pk", of_samples, of_training))
-            for way, weights in enumerate(queries.weights):
-                found[way, here] = np.einsum("pk,pk->p", weights[sample[here]], agreed)
-        return found
-
-    def _blocks(self, on_grid: Tensor) -> Tensor:
-        """Return images on the grid cut into blocks, the border that fills no block left out evenly, `[n, k, d]`."""
-        count, ndim = len(on_grid), on_grid.ndim
-        for axis, side in enumerate(self.sides, start=2):
-            left_out = on_grid.shape[axis] % side
-            on_grid = on_grid.narrow(axis, left_out // 2, on_grid.shape[axis] - left_out).unfold(axis, side, side)
-        return on_grid.reshape(count, math.prod(on_grid.shape[1:ndim]), math.prod(self.sides))
+    def _likeness(self, mirrorings: Sequence[PatchQueries], samples: Array, codes: Array) -> LocalLikeness:
+        grids = np.stack([queries.grids[samples] for queries in mirrorings])
+        counts = np.stack([queries.counts[:, samples] for queries in mirrorings])
+        best = np.zeros((2, len(samples), len(self.grids)), dtype=np.float32)
+        for number, corner in enumerate(itertools.product(*self.starts)):
+            which = counts[..., number]
+            mirroring, sample = np.nonzero(which.any(axis=1))
+            if not len(sample):
+                continue
+            block: Any = tuple(slice(start, start + side) for start, side in zip(corner, self.sides, strict=True))
+            of_samples = _centred(grids[(..., *block)][mirroring, sample])
+            nearest, likeness = _judged(of_samples, _centred(self.grids[(..., *block)]), codes)
+            for of_way, is_counted in zip(best, which[mirroring, :, sample].T, strict=True):
+                np.maximum.at(of_way, (sample[is_counted], nearest[is_counted]), likeness[is_counted])
+        sample, training = np.nonzero(best.any(axis=0))
+        return LocalLikeness(sample=samples[sample], training=training, values=best[:, sample, training])
 
 
 def describe_patches(training: Reference) -> Patches:
-    """Return the blocks of training images; all processes that share the reference call this.
+    """Return training images on the grid that is cut into blocks; all processes that share the reference call this.
 
     Args:
         training: The training images.
     """
     spatial = training.image_shape[1:]
     factors = pooling_factors(spatial, most_voxels=_GRID_SIDE[len(spatial)] ** len(spatial))
-    grid = [side // factor for side, factor in zip(spatial, factors, strict=True)]
-    empty = Patches(factors=factors, sides=_block_sides(grid), blocks=np.zeros((0, 0, 0), np.float16))
-
-    of_images = of_each_image(training, lambda volume: _kept(empty.cut(volume)), doing="Cutting up training images")
-    return replace(empty, blocks=np.ascontiguousarray(of_images.swapaxes(0, 1)))
+    grids = of_each_image(
+        training,
+        lambda volume: pooled(volume, factors).numpy().astype(np.float16),
+        doing="Cutting up training images",
+    )
+    return Patches(factors=factors, sides=_block_sides(grids.shape[2:]), grids=grids)
 
 
 def write_patches(patches: Patches, writer: EntryWriter, *, prefix: str) -> None:
     """Write them into a folder, its files' names starting with `prefix`."""
-    writer.array(f"{prefix}blocks", patches.blocks)
+    writer.array(f"{prefix}grids", patches.grids)
     writer.table(f"{prefix}settings", {"factors": list(patches.factors), "sides": list(patches.sides)})
 
 
@@ -176,7 +241,7 @@ def read_patches(entry: Entry, *, prefix: str) -> Patches:
         factors=tuple(settings["factors"]),
         sides=tuple(settings["sides"]),
         # Memory-mapped, because those of many images take gigabytes.
-        blocks=entry.array(f"{prefix}blocks"),
+        grids=entry.array(f"{prefix}grids"),
     )
 
 
@@ -187,14 +252,34 @@ def _block_sides(grid: Sequence[int]) -> tuple[int, ...]:
     return min(choices or [tuple(grid)], key=lambda sides: abs(math.prod(sides) - wanted))
 
 
-def _counted(correlation: Array) -> Array:
-    """Return how much blocks of a correlation count, in place."""
-    np.clip(correlation, 0.0, 1.0, out=correlation)
-    for _ in range(_DOUBLINGS):
-        correlation *= correlation
-    return correlation
+def _centred(blocks: Array) -> Array:
+    """Return one block of each of some images without its mean, of at most unit length, `[n, d]`."""
+    flat = blocks.reshape(len(blocks), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    flat /= np.sqrt(np.square(flat).sum(axis=1, keepdims=True) + np.float32(_NOISE**2 * flat.shape[1]))
+    return flat
 
 
-def _kept(blocks: Tensor) -> Array:
-    kept: Array = blocks.numpy().astype(np.float16)
-    return kept
+def _judged(of_samples: Array, of_training: Array, codes: Array) -> tuple[Array, Array]:
+    """Return the training image that is nearest to each of some samples in a block, and how alike they are there."""
+    correlation = of_samples @ of_training.T
+    nearest = np.stack(list(_nearest(correlation, codes)), axis=1)
+    # The last digits of a matrix product depend on how many rows it has; those of these sums do not.
+    distance = 1 - np.einsum("qjd,qd->qj", of_training[nearest], of_samples)
+    others = distance[:, 1:].mean(axis=1) if distance.shape[1] > 1 else np.zeros(len(distance), np.float32)
+    likeness = 1 - distance[:, 0] / np.maximum(others, _SMALLEST_DISTANCE)
+    return nearest[:, 0], np.where(others > _SMALLEST_DISTANCE, likeness, 0.0).clip(0.0, 1.0)
+
+
+def _nearest(correlation: Array, codes: Array) -> Iterator[Array]:
+    """Yield the nearest image of each of the nearest groups, one more than it is judged against."""
+    groups = int(codes.max()) + 1
+    wanted = min(1 + _OTHERS, groups)
+    if groups == len(codes):
+        yield from torch.from_numpy(correlation).topk(wanted, dim=1).indices.T.numpy()
+        return
+    left = correlation.copy()
+    for _ in range(wanted):
+        best = left.argmax(axis=1)
+        yield best
+        left[codes == codes[best][:, None]] = -np.inf

@@ -22,7 +22,6 @@ from relict_lightning.index import (
     FEATURE,
     LABELS,
     VIEWS,
-    BestHits,
     ExactIndex,
     Reference,
     SharedIndex,
@@ -31,14 +30,12 @@ from relict_lightning.index import (
     label_view,
     merge_hits,
 )
-from relict_lightning.patches import PatchQueries
+from relict_lightning.patches import LocalLikeness, PatchQueries
 from relict_lightning.usual import Usual
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 _PAIRS = 4096
-# Single precision leaves one digit more of a sum over blocks.
-_DECIMALS = 5
 _SALIENT = "salient"
 # A second mirroring is tried where it is at most half as far again. A displacement by a tenth of the side, the largest
 # that is looked for, moves the two of a head closer together than this.
@@ -81,14 +78,15 @@ class Hits:
         training: Position of the training image, `[p]`.
         mirroring: Which of the queries' mirrorings is tried, `[p]`.
         feature_similarity: Cosine of the two in the feature view under that mirroring, `[p]`.
-        patch_similarity: How alike they are patch by patch, by all that stands out and by its highest tenth, `[2, p]`.
+        patch_likeness: How alike the patch is in which they are so most (`LocalLikeness`), of all that stand out and of
+            those that do most, under any mirroring, `[2, p]`.
     """
 
     sample: Array
     training: Array
     mirroring: Array
     feature_similarity: Array
-    patch_similarity: Array
+    patch_likeness: Array
 
 
 @torch.no_grad()
@@ -163,52 +161,24 @@ def retrieve(queries: Queries, reference: Reference, usual: Usual, *, top_k: int
             for best in (merge_hits(similarity, positions, top_k, codes=counted)[1], as_it_is):
                 sample = np.arange(len(queries))[:, None].repeat(best.shape[1], axis=1)
                 found.append(np.stack([sample.ravel(), best.ravel()], axis=1))
-    # That of one process, because the last digits may differ between machines, and all must mean the same pairs.
-    by_patches = partial(_nearest_by_patches, queries, usual, top_k, codes=codes if has_repeats else None)
-    found += reference.processes.gather(by_patches, doing="Comparing patches")[0]
+    # Each process has all patches, and looks at some of the samples.
+    processes = reference.processes
+    share = np.arange(processes.rank, len(queries), processes.count)
+    find = partial(usual.patches.likeness, queries.patches, share, codes=codes)
+    by_patches = LocalLikeness.joined(processes.gather(find, doing="Comparing patches"))
+    found.append(by_patches.nearest(top_k, codes=codes))
     pairs = np.unique(np.concatenate(found), axis=0)
     sample, training = pairs[:, 0], pairs[:, 1]
     feature = _pair_similarity(queries.feature, reference, FEATURE, sample, training)
     coarse = _pair_similarity(queries.coarse, reference, COARSE, sample, training)
     pair, mirroring = _likely_mirrorings(feature + coarse)
-    patch_similarity = np.empty((2, len(pair)), dtype=np.float32)
-    for number, of_mirroring in enumerate(queries.patches):
-        is_here = mirroring == number
-        named = (sample[pair[is_here]], training[pair[is_here]])
-        patch_similarity[:, is_here] = usual.patches.pair_similarities(of_mirroring, *named)
     return Hits(
         sample=sample[pair],
         training=training[pair],
         mirroring=mirroring,
         feature_similarity=np.clip(feature[mirroring, pair], -1.0, 1.0),
-        patch_similarity=patch_similarity,
+        patch_likeness=by_patches.of_pairs(sample[pair], training[pair]),
     )
-
-
-def _nearest_by_patches(queries: Queries, usual: Usual, top_k: int, *, codes: Array | None) -> list[Array]:
-    """Return pairs of samples and their nearest images and groups, patch by patch, each `[p, 2]`."""
-    best = [
-        BestHits(len(queries), min(top_k, usual.patches.blocks.shape[1]), codes=counted)
-        for counted in ([None] if codes is None else [codes, None])
-        for _ in range(2)
-    ]
-    if codes is not None:
-        by_code = np.argsort(codes, kind="stable")
-        starts = np.flatnonzero(np.diff(codes[by_code], prepend=-1))
-    for samples, likeness in usual.patches.similarities(queries.patches):
-        # Equal images are equally alike, whatever rounding made of them; the first of them is the hit.
-        rounded = likeness.round(_DECIMALS)
-        for number, hits in enumerate(best):
-            similarity = of_each = rounded[number % 2]
-            if hits.codes is not None:
-                of_each = np.maximum.reduceat(similarity[:, by_code], starts, axis=1)
-            # Sorting all of a large training set would take longer than comparing it.
-            last = min(hits.k, of_each.shape[1]) - 1
-            kept = similarity >= -np.partition(-of_each, last, axis=1)[:, last : last + 1]
-            row, training = np.nonzero(kept)
-            hits.add(samples[row], training, similarity[kept])
-    found = [hits.result()[1] for hits in best]
-    return [np.stack([np.indices(hits.shape)[0].ravel(), hits.ravel()], axis=1) for hits in found]
 
 
 def _side_by_side(rows: Array, queries: Queries) -> Array:

@@ -73,8 +73,8 @@ def test_queries_are_the_views_of_every_mirrored_sample():
         maps = saliency.maps(mirrored)
         np.testing.assert_allclose(queries.salient[position], saliency.to_vectors(maps), atol=1e-6)
         of_patches = usual.patches.queries(mirrored, maps, saliency.peaks(maps))
-        np.testing.assert_array_equal(queries.patches[position].blocks, of_patches.blocks)
-        np.testing.assert_array_equal(queries.patches[position].weights, of_patches.weights)
+        np.testing.assert_array_equal(queries.patches[position].grids, of_patches.grids)
+        np.testing.assert_array_equal(queries.patches[position].counts, of_patches.counts)
 
 
 def _best(rankings, groups, top_k):
@@ -112,9 +112,8 @@ def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
         # What stands out is looked up without any mirroring, too.
         rankings += enumerate(by_mirroring[0]) if by_what_stands_out else []
         expected |= _best(rankings, groups, top_k)
-    for samples_here, likeness in usual.patches.similarities(_queries(samples, usual).patches):
-        for by_whole_or_peaks in likeness.round(5):
-            expected |= _best(zip(samples_here.tolist(), by_whole_or_peaks, strict=True), groups, top_k)
+    by_patches = usual.patches.likeness(_queries(samples, usual).patches, np.arange(4), codes=reference.group_codes)
+    expected |= set(map(tuple, by_patches.nearest(top_k, codes=reference.group_codes).tolist()))
 
     hits = _retrieved(samples, reference, top_k=top_k)
 
@@ -158,20 +157,16 @@ def test_a_hit_tells_under_which_mirroring_it_is_alike(mirroring, axes):
     assert hits.feature_similarity.max() <= 1
 
 
-def test_a_hit_tells_how_alike_it_is_patch_by_patch_under_its_mirroring():
+def test_a_hit_tells_how_alike_it_is_patch_by_patch():
     training, samples = _images(8, 0), _images(4, 1)
     reference = _reference(training, range(8))
     usual = describe_usual(reference)
 
     hits = _retrieved(samples, reference, top_k=3)
 
-    assert set(hits.mirroring.tolist()) > {0}
-    for number in range(len(hits.sample)):
-        sample = samples[[hits.sample[number]]].flip(((), (2,), (3,))[hits.mirroring[number]])
-        maps = usual.saliency.maps(sample)
-        queries = usual.patches.queries(sample, maps, usual.saliency.peaks(maps))
-        alone = usual.patches.pair_similarities(queries, np.array([0]), hits.training[[number]])
-        np.testing.assert_array_equal(hits.patch_similarity[:, [number]], alone)
+    by_patches = usual.patches.likeness(_queries(samples, usual).patches, np.arange(4), codes=np.arange(8))
+    np.testing.assert_array_equal(hits.patch_likeness, by_patches.of_pairs(hits.sample, hits.training))
+    assert hits.patch_likeness.any(axis=1).all()
 
 
 def test_samples_do_not_influence_each_others_hits():
