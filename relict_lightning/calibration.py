@@ -19,7 +19,7 @@ from the control's upper tail (`relict_lightning.functional.tail_p_value`), wher
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,10 +54,13 @@ class Rule:
     Attributes:
         columns: The level of each measure; the last level is that of structures.
         led: Whether the last level leads the others.
+        weights: Weight of the logarithm of each level's excess, where these were learned from ratings
+            (`relict_lightning.rule_learning`); they then decide alone.
     """
 
     columns: tuple[str, ...]
     led: bool = False
+    weights: tuple[float, ...] = ()
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -116,8 +119,7 @@ def calibrate(likeness: Array, control: Array, rule: Rule) -> Calibrated:
     bags = np.concatenate([likeness[:, None], np.broadcast_to(control, (len(likeness), *control.shape))], axis=1)
     fused = _fuse(_by_level(bags, *_location_and_spread(bags), rule), rule)
     at_least = (fused[:, 1:] >= fused[:, :1]).sum(axis=1)
-    location, spread = _location_and_spread(control[None])
-    of_samples, of_control = (_by_level(one[None], location, spread, rule)[0] for one in (likeness, control))
+    of_samples, of_control = (_against(control, one, rule) for one in (likeness, control))
     scores, control_scores = _fuse(of_samples, rule), _fuse(of_control, rule)
     conformal = (1 + at_least) / (1 + len(control))
     p_values = np.where(at_least == 0, np.minimum(conformal, _tail(scores, control_scores)), conformal)
@@ -129,6 +131,38 @@ def calibrate(likeness: Array, control: Array, rule: Rule) -> Calibrated:
         level_p_values=np.stack(levels, axis=1),
         extrapolates=len(control) >= TAIL_CONTROLS,
     )
+
+
+def stricter(one: Calibrated, other: Calibrated) -> Calibrated:
+    """Return what of two calibrations of the same samples, by one rule, is less of an accusation, sample by sample.
+
+    A p-value that is the larger of two is valid where either is. Control scores, and whether p-values extrapolate, are
+    those of `one`.
+    """
+    return replace(
+        one,
+        scores=np.minimum(one.scores, other.scores),
+        p_values=np.maximum(one.p_values, other.p_values),
+        level_p_values=np.maximum(one.level_p_values, other.level_p_values),
+    )
+
+
+def level_excess(likeness: Array, control: Array, rule: Rule) -> Array:
+    """Return by how much each level of samples exceeds the control's median, in its standard deviations, `[n, l]`.
+
+    Args:
+        likeness: Copy-likeness of the samples by each measure, `[n, c]`.
+        control: Copy-likeness of held-out images, `[h, c]`.
+        rule: Which measures are of which level.
+    """
+    excess: Array = np.maximum(_against(control, likeness, rule), 0.0)
+    return excess
+
+
+def _against(control: Array, likeness: Array, rule: Rule) -> Array:
+    """Return each level's largest deviation from what is usual in the control, `[n, l]`."""
+    by_level: Array = _by_level(likeness[None], *_location_and_spread(control[None]), rule)[0]
+    return by_level
 
 
 def _tail(scores: Array, control_scores: Array) -> Array:
@@ -157,6 +191,9 @@ def _by_level(bags: Array, location: Array, spread: Array, rule: Rule) -> Array:
 def _fuse(by_level: Array, rule: Rule) -> Array:
     """Return one score from the levels of each sample, `[..., l]` to `[...]`."""
     excess = np.maximum(by_level, 0.0)
+    if rule.weights:
+        weighed: Array = np.log1p(excess) @ np.array(rule.weights)
+        return weighed
     if not rule.led:
         # Between the mean, which a copy at one level only would not move, and the maximum, which the noisiest level
         # would decide.

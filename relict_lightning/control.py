@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -128,7 +128,7 @@ def write_control(control: Control, writer: EntryWriter, *, prefix: str) -> None
     """Write a control into a folder, its files' names starting with `prefix`."""
     for name in ("likeness", "distance_to_training"):
         writer.array(f"{prefix}{name}", getattr(control, name))
-    rule = {"columns": control.rule.columns, "led": control.rule.led}
+    rule = asdict(control.rule)
     self_test = None if control.self_test is None else control.self_test.to_dict()
     about = {"seconds": control.seconds, "leaks": control.leaks, "rule": rule, "self_test": self_test}
     writer.table(f"{prefix}about", about)
@@ -142,6 +142,10 @@ def read_control(entry: Entry, *, prefix: str) -> Control:
         distance_to_training=np.array(entry.array(f"{prefix}distance_to_training")),
         seconds=float(about["seconds"]),
         leaks=tuple(about["leaks"]),
-        rule=Rule(columns=tuple(about["rule"]["columns"]), led=bool(about["rule"]["led"])),
+        rule=Rule(
+            columns=tuple(about["rule"]["columns"]),
+            led=bool(about["rule"]["led"]),
+            weights=tuple(about["rule"].get("weights", ())),
+        ),
         self_test=None if about["self_test"] is None else SelfTest.from_dict(about["self_test"]),
     )

@@ -4,6 +4,7 @@ import copy
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final, get_args
@@ -33,6 +34,7 @@ from relict_lightning.errors import (
     NotFittedError,
     RelictWarning,
 )
+from relict_lightning.evidence import Look
 from relict_lightning.fitted import Fitted, read_fitted, read_settings, write_fitted
 from relict_lightning.functional import minimum_discoveries, mirror, warp_affine
 from relict_lightning.functional.statistics import TAIL_CONTROLS
@@ -56,6 +58,7 @@ from relict_lightning.intensities import warn_of_other_intensities
 from relict_lightning.processes import Processes
 from relict_lightning.results import DetectionResult, MatchedPair
 from relict_lightning.road import Road
+from relict_lightning.rule_learning import LearnedRule, learn_rule
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 from relict_lightning.self_test import SelfTest
 from relict_lightning.usual import Usual, describe_usual, read_usual, write_usual
@@ -83,6 +86,9 @@ class ReplicaDetector:
         fdr: False discovery rate of the verdicts, in (0, 1).
         transforms: Which alterations to look through: "default" mirrors along each axis and aligns by displacement (up
             to a tenth of the shortest side), rotation, scale and shear, "none" compares images as they are.
+        match_look: Whether `detect`, where it finds replicas, measures the held-out images once more, filtered and
+            recoloured to look like the samples, and lets the stricter of both controls decide. For generators whose
+            samples are much more blurred or noisy than patients; it costs as much as checking so many samples.
         cache_dir: Folder in which what `fit` builds is kept and found again. None keeps it in memory. It holds
             patient data.
         store: How the training images are kept for comparison: "float16", "uint8" (half the space, to 1/510 of each
@@ -119,6 +125,7 @@ class ReplicaDetector:
         top_k: int = 5,
         fdr: float = 0.05,
         transforms: Literal["default", "none"] = "default",
+        match_look: bool = False,
         cache_dir: str | Path | None = None,
         store: Store = "float16",
         check: Check = "full",
@@ -148,6 +155,7 @@ class ReplicaDetector:
         self.top_k = top_k
         self.fdr = fdr
         self.transforms: Literal["default", "none"] = transforms
+        self.match_look = match_look
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.store: Store = store
         self.check: Check = check
@@ -268,24 +276,67 @@ class ReplicaDetector:
         fdr = self.fdr if fdr is None else fdr
         _check_fdr(fdr)
         fitted = self._state
-        if fitted.needs_label_maps and generated_segmentations is None:
-            raise ConfigurationError(
-                "The detector was fitted with training_segmentations and has no segmenter, so samples need label maps "
-                "too. Pass generated_segmentations, or construct the detector with a segmenter of the same labels."
-            )
-        if not (fitted.needs_label_maps or self._segmenter_is_given) and generated_segmentations is not None:
-            raise ConfigurationError(
-                "generated_segmentations are given, but the training images were segmented by intensity. Pass "
-                "training_segmentations to fit, or construct the detector with a segmenter of the same labels."
-            )
-        images, given_maps = self._read_samples(generated, generated_segmentations)
-        warn_of_other_intensities(images, fitted.training)
-        maps = self._segment(images) if given_maps is None else given_maps
-        look = self._road(fitted.training, fitted.usual, needs_label_maps=fitted.needs_label_maps).look(images, maps)
+        images, look = self._look(generated, generated_segmentations)
         if fitted.control is None or fitted.unseen is None:
             return conclude_without_control(look, fitted.training, fdr=fdr)
-        self._warn_if_nothing_can_be_found(len(images), fdr)
-        return conclude(look, fitted.training, heldout=fitted.unseen, control=fitted.control, fdr=fdr)
+        self._warn_if_nothing_can_be_found(len(look), fdr)
+        return conclude(
+            look,
+            fitted.training,
+            heldout=fitted.unseen,
+            control=fitted.control,
+            fdr=fdr,
+            look_matched=partial(self._fitted_road.look_matched_likeness, fitted.unseen, images)
+            if self.match_look
+            else None,
+        )
+
+    def learn_rule(
+        self,
+        generated: Images,
+        is_replica: Sequence[bool],
+        *,
+        generated_segmentations: Any | None = None,
+        seed: int = 0,
+    ) -> LearnedRule:
+        """Learn from expert ratings how the levels are put together, and do so from now on where that is better.
+
+        Whether it is better is judged out of sample, by nested cross-validation; where it is not beyond chance, the
+        label-free rule stays. `save` keeps the rule; `fit` forgets it.
+
+        Args:
+            generated: The rated samples `[n, c, *spatial]`, as `detect` takes them.
+            is_replica: The ratings, one per sample: whether it is a replica. At least 10 are, and 10 are not, and both
+                match at least 5 patients.
+            generated_segmentations: Their label maps `[n, *spatial]`. None segments them.
+            seed: Seed of the folds.
+
+        Returns:
+            Both rules' areas under the ROC curve, and which one is used now.
+
+        Raises:
+            NotFittedError: If `fit` was not called.
+            MissingControlError: If there are no held-out images.
+            ConfigurationError: If the ratings are too few, or not one per sample.
+            InvalidImageError: If samples are not finite, not floating point, or not of the training images' shape.
+        """
+        fitted = self._state
+        if fitted.control is None:
+            raise MissingControlError(
+                "A rule says how far levels exceed what is usual in held-out images, and there are none. "
+                "Pass them to `fit(training, heldout)`."
+            )
+        _, look = self._look(generated, generated_segmentations)
+        learned = learn_rule(
+            look.likeness.by_measure,
+            fitted.control.likeness,
+            is_replica=np.asarray(is_replica),
+            groups=fitted.training.group_codes[look.evidence.training[look.likeness.best_pair]],
+            rule=fitted.control.rule,
+            seed=seed,
+        )
+        self._fitted = replace(fitted, control=replace(fitted.control, rule=learned.rule))
+        return learned
 
     def matched_pairs(self, generated: Images, result: DetectionResult, positions: Sequence[int]) -> list[MatchedPair]:
         """Return samples beside the training images that they match, moved onto them, for people to look at.
@@ -346,8 +397,7 @@ class ReplicaDetector:
                 "The self-test judges planted copies against held-out images, and there are none. "
                 "Pass them to `fit(training, heldout)`."
             )
-        road = self._road(fitted.training, fitted.usual, needs_label_maps=fitted.needs_label_maps)
-        return road.test_itself(
+        return self._fitted_road.test_itself(
             fitted.unseen, fitted.control, copies_per_alteration=copies_per_alteration, seed=seed, fdr=self.fdr
         )
 
@@ -428,7 +478,7 @@ class ReplicaDetector:
         if path.exists():
             raise ConfigurationError(f"{path} exists already. Choose another folder, or delete it first.")
         digests = {"encoder": self._encoder_digest, "segmenter": self._segmenter_digest}
-        settings = {"top_k": self.top_k, "fdr": self.fdr, "transforms": self.transforms}
+        settings = {"top_k": self.top_k, "fdr": self.fdr, "transforms": self.transforms, "match_look": self.match_look}
 
         def write() -> None:
             write_fitted(
@@ -472,6 +522,24 @@ class ReplicaDetector:
                 )
         detector._fitted = read_fitted(entry)
         return detector
+
+    def _look(self, generated: Images, generated_segmentations: Any | None) -> tuple[Tensor, Look]:
+        """Return samples on the training set's scale, and what is measured of them."""
+        fitted = self._state
+        if fitted.needs_label_maps and generated_segmentations is None:
+            raise ConfigurationError(
+                "The detector was fitted with training_segmentations and has no segmenter, so samples need label maps "
+                "too. Pass generated_segmentations, or construct the detector with a segmenter of the same labels."
+            )
+        if not (fitted.needs_label_maps or self._segmenter_is_given) and generated_segmentations is not None:
+            raise ConfigurationError(
+                "generated_segmentations are given, but the training images were segmented by intensity. Pass "
+                "training_segmentations to fit, or construct the detector with a segmenter of the same labels."
+            )
+        images, given_maps = self._read_samples(generated, generated_segmentations)
+        warn_of_other_intensities(images, fitted.training)
+        maps = self._segment(images) if given_maps is None else given_maps
+        return images, self._fitted_road.look(images, maps)
 
     @property
     def _state(self) -> Fitted:
@@ -568,6 +636,12 @@ class ReplicaDetector:
                 f"Decode, crop or resample the samples to the training images' grid."
             )
         return images, None if segmentations is None else torch.cat([_given_label_maps(batch) for batch in batches])
+
+    @property
+    def _fitted_road(self) -> Road:
+        """The road that samples take."""
+        fitted = self._state
+        return self._road(fitted.training, fitted.usual, needs_label_maps=fitted.needs_label_maps)
 
     def _road(self, training: Reference, usual: Usual, *, needs_label_maps: bool) -> Road:
         """Return the road that samples and control take."""

@@ -37,7 +37,8 @@ def warn_of_other_intensities(images: Tensor, training: Reference) -> None:
             f"in units of the training range). Structural similarity needs one scale, so copies may be missed at voxel "
             f"level. Noise early in training is no cause for concern; otherwise return samples on the training scale.",
             RelictWarning,
-            stacklevel=3,
+            # The user's call of `detect` or `learn_rule`.
+            stacklevel=4,
         )
 
 

@@ -20,6 +20,7 @@ from relict_lightning.control import Control, one_image_per_group, without_patie
 from relict_lightning.errors import EmptyDataError
 from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.index import Reference
+from relict_lightning.look_matching import match_look
 from relict_lightning.planting import PlantedCopies, plant_copies
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import label_maps
@@ -138,6 +139,20 @@ class Road:
             self_test=self_test,
             seconds=time.perf_counter() - started,
         )
+
+    def look_matched_likeness(self, heldout: Reference, samples: Float[Tensor, "n c *spatial"]) -> Array:
+        """Return the copy-likeness of one image of each held-out patient, given the look of samples, `[h, c]`.
+
+        Args:
+            heldout: The held-out images, without leaks.
+            samples: The samples, on the training set's scale.
+        """
+        positions = one_image_per_group(heldout)
+        images = match_look(torch.from_numpy(heldout.fetch_volumes(positions)), samples)
+        maps = torch.from_numpy(heldout.fetch_label_maps(positions))
+        if not self.brings_label_maps:
+            maps = label_maps(self.segmenter, images, device=self.device)
+        return self.look(images, maps).likeness.by_measure
 
     def test_itself(
         self, heldout: Reference, control: Control, *, copies_per_alteration: int, seed: int, fdr: float

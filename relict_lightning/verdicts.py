@@ -1,12 +1,12 @@
 """From evidence to verdicts, and from verdicts to the rates and measures of the whole set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from relict_lightning.calibration import calibrate
+from relict_lightning.calibration import calibrate, stricter
 from relict_lightning.control import Control
 from relict_lightning.evidence import Look
 from relict_lightning.functional import (
@@ -46,7 +46,15 @@ def conclude_without_control(look: Look, training: Reference, *, fdr: float) -> 
     )
 
 
-def conclude(look: Look, training: Reference, *, heldout: Reference, control: Control, fdr: float) -> DetectionResult:
+def conclude(
+    look: Look,
+    training: Reference,
+    *,
+    heldout: Reference,
+    control: Control,
+    fdr: float,
+    look_matched: Callable[[], Array] | None = None,
+) -> DetectionResult:
     """Return the verdicts on samples, and the rates, p-values and measures of the set.
 
     Args:
@@ -55,8 +63,12 @@ def conclude(look: Look, training: Reference, *, heldout: Reference, control: Co
         heldout: The held-out images, of other patients.
         control: The held-out patients' measurements.
         fdr: False discovery rate of the verdicts.
+        look_matched: Measures the held-out patients once more, given the look of the samples, `[h, c]`; the stricter of
+            both controls then decides. Not called where there is nothing to be stricter about.
     """
     calibrated = calibrate(look.likeness.by_measure, control.likeness, control.rule)
+    if look_matched is not None and _discoveries(calibrated.p_values, fdr).any():
+        calibrated = stricter(calibrated, calibrate(look.likeness.by_measure, look_matched(), control.rule))
     is_replica = _discoveries(calibrated.p_values, fdr)
     verdicts = _verdicts(
         look,
