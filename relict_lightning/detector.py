@@ -327,12 +327,14 @@ class ReplicaDetector:
                 "Pass them to `fit(training, heldout)`."
             )
         _, look = self._look(generated, generated_segmentations)
+        control, rule = fitted.control.likeness, fitted.control.rule
+        match = look.evidence.training[look.likeness.best_pairs(control=control, rule=rule)]
         learned = learn_rule(
             look.likeness.by_measure,
-            fitted.control.likeness,
+            control,
             is_replica=np.asarray(is_replica),
-            groups=fitted.training.group_codes[look.evidence.training[look.likeness.best_pair]],
-            rule=fitted.control.rule,
+            groups=fitted.training.group_codes[match],
+            rule=rule,
             seed=seed,
         )
         self._fitted = replace(fitted, control=replace(fitted.control, rule=learned.rule))

@@ -2,9 +2,9 @@
 
 Retrieval has narrowed the training set down to a few hits per sample, and the best of these were aligned and compared.
 Samples of one generator may be alike to every patient, because they are blurred, or to none, because they are noisy. So
-a level's likeness is judged against the sample's own other patients: the score is one minus the ratio of the distance
-to the nearest patient to the mean distance to the two next ones. A copy has a score near 1, a new patient one near 0,
-whatever the generator's look.
+a level's likeness is judged against the sample's own other patients: it is the logarithm of how many times as far off
+as the nearest patient the two next ones are, on average. A new patient has one near 0, a copy much more, whatever the
+generator's look.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from relict_lightning.calibration import Rule, level_excess
 from relict_lightning.comparison import MEASURES_OF_STRUCTURES, Compared
 from relict_lightning.functional import neighbor_ratio
 from relict_lightning.index import Reference
@@ -26,6 +27,8 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 # in the training set under two names must not hide the copies of both.
 _OTHERS = 2
 _SMALLEST_DISTANCE = 1e-12
+# To be nearer than a twentieth says no more: that far, a generator's look moves any copy.
+_SMALLEST_RATIO = 1 / 20
 _SALIENT = ("salient_similarity", "unmoved_salient_similarity")
 _STRUCTURES: Level = "segmentation"
 
@@ -99,16 +102,36 @@ class Likeness:
 
     Attributes:
         columns: The level of each measure.
-        by_measure: Copy-likeness of each sample by each measure, `[n, c]`, at most 1.
-        best_pair: Position, among the compared pairs, of the one that matches best over all levels, `[n]`.
+        by_measure: Copy-likeness of each sample by each measure, `[n, c]`: the natural logarithm of a ratio of
+            distances, at most 3.
+        by_pair: The same of each compared pair, `[p, c]`.
+        sample: Position of the sample of each compared pair, `[p]`, in order.
         neighbor_ratio: Feature distance (Euclidean, between unit vectors) to the nearest image over that to the
             nearest image of another group, `[n]`, in [0, 1].
     """
 
     columns: tuple[Level, ...]
     by_measure: Array
-    best_pair: Array
+    by_pair: Array
+    sample: Array
     neighbor_ratio: Array
+
+    def best_pairs(self, *, control: Array | None = None, rule: Rule | None = None) -> Array:
+        """Return the position, among the compared pairs, of the one that matches each sample best, `[n]`.
+
+        With a control it is the one whose levels together exceed what is usual most, by the sum of squares, so that a
+        match by one level outweighs chance by several.
+
+        Args:
+            control: Copy-likeness of held-out images, `[h, c]`; None without any.
+            rule: Which measures are of which level, where there is a control.
+        """
+        excess = self.by_pair if control is None or rule is None else level_excess(self.by_pair, control, rule)
+        total = np.square(excess.clip(0.0)).sum(axis=1)
+        # Where nothing exceeds the usual, the nearest.
+        order = np.lexsort((self.by_pair.sum(axis=1), total, self.sample))
+        best: Array = order[np.flatnonzero(np.diff(self.sample[order], append=-1))]
+        return best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,39 +170,40 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
     codes = torch.from_numpy(reference.group_codes[evidence.training])
     # Rounding can put the similarity of two equal images above 1 by a hair.
     named = [(level, similarity) for level in LEVELS for similarity in evidence.similarities(level)]
-    by_patches = evidence.hits.patch_likeness
-    similarities = [*(similarity for _, similarity in named), *by_patches[:, evidence.compared.pairs]]
-    distances = [torch.from_numpy(1.0 - similarity).float().clamp_min(0) for similarity in similarities]
-    by_measure = np.zeros((count, len(distances)))
-    best_pair = np.zeros(count, dtype=np.int64)
-    for sample, (start, stop) in enumerate(pairwise(np.searchsorted(evidence.sample, np.arange(count + 1)))):
-        total = np.zeros(stop - start)
+    distances = [torch.from_numpy(1.0 - similarity).float().clamp_min(0) for _, similarity in named]
+    by_pair = np.zeros((len(codes), len(named) + len(evidence.hits.patch_likeness)))
+    by_measure = np.full((count, by_pair.shape[1]), -np.inf)
+    for start, stop in pairwise(np.searchsorted(evidence.sample, np.arange(count + 1))):
         for column, distance in enumerate(distances):
-            by_measure[sample, column], of_pairs = _judged(distance[start:stop], codes[start:stop])
-            # Squared, so that a match by one measure outweighs chance by several.
-            total += np.square(np.clip(of_pairs, 0.0, 1.0))
-        best_pair[sample] = start + int(total.argmax())
-    # A patch was judged against other patients at its own place already. That counts, where others have no such patch;
-    # which of several patients with one is the match, the ratio of the two tells.
-    for of_sample, of_hits in zip(by_measure.T[len(named) :], by_patches, strict=True):
-        of_sample[:] = 0.0
-        np.maximum.at(of_sample, evidence.hits.sample, of_hits)
+            by_pair[start:stop, column] = _judged(distance[start:stop], codes[start:stop])
+    np.maximum.at(by_measure, evidence.sample, by_pair)
+    # A patch was judged against other patients at its own place already, all hits alike.
+    for column, likeness in enumerate(evidence.hits.patch_likeness, start=len(named)):
+        of_hits = _logarithm(1.0 - likeness.astype(np.float64))
+        by_pair[:, column] = of_hits[evidence.compared.pairs]
+        np.maximum.at(by_measure[:, column], evidence.hits.sample, of_hits)
     return Likeness(
-        columns=(*(level for level, _ in named), *[_STRUCTURES] * len(by_patches)),
+        columns=(*(level for level, _ in named), *[_STRUCTURES] * len(evidence.hits.patch_likeness)),
         by_measure=by_measure,
-        best_pair=best_pair,
+        by_pair=by_pair,
+        sample=evidence.sample,
         neighbor_ratio=_neighbor_ratios(evidence.hits, reference),
     )
 
 
-def _judged(distance: torch.Tensor, codes: torch.Tensor) -> tuple[float, Array]:
-    """Return a sample's copy-likeness by one measure, and that of each of its pairs."""
+def _judged(distance: torch.Tensor, codes: torch.Tensor) -> Array:
+    """Return the copy-likeness of each of a sample's pairs by one measure."""
     nearest = [float(distance[codes == code].min()) for code in set(codes.tolist())]
-    ordered = np.sort(nearest)
-    others = float(ordered[1 : 1 + _OTHERS].mean())
+    others = float(np.sort(nearest)[1 : 1 + _OTHERS].mean())
     # Where others are as near as can be, nothing tells them apart.
-    likeness = 1 - distance.numpy() / others if others > _SMALLEST_DISTANCE else np.zeros(len(distance))
-    return float(likeness.max()), likeness
+    ratio = distance.numpy() / others if others > _SMALLEST_DISTANCE else np.ones(len(distance))
+    return _logarithm(ratio)
+
+
+def _logarithm(ratio: Array) -> Array:
+    """Return the copy-likeness of a ratio of distances."""
+    likeness: Array = -np.log(np.maximum(ratio, _SMALLEST_RATIO))
+    return likeness
 
 
 def _neighbor_ratios(hits: Hits, reference: Reference) -> Array:

@@ -7,7 +7,8 @@ ones. Where all people are alike the two are equal, however small. Where a lesio
 is near and nobody else is.
 
 Few blocks are copied then, and among hundreds one is near to somebody by chance. So only those count where something
-stands out of the sample (`relict_lightning.saliency`), and what counts is the best of them.
+stands out of the sample (`relict_lightning.saliency`), and what counts is the best of them: once of all of these alike,
+once of those with the highest tenth of what stands out, and less where less of that is.
 
 The blocks of all training images are looked through for every sample; that costs as much as one matrix product does.
 """
@@ -35,9 +36,10 @@ _GRID_SIDE = {2: 64, 3: 32}
 # Smaller blocks are alike by chance, and in larger ones a lesion is lost.
 _BLOCKS_PER_SIDE = 6
 _SMALLEST_SIDE = 2
-# Blocks count where so large a share stands out of what does in the block where most does: by all that stands out,
-# nearly everywhere where anything does; by the highest tenth, around the largest lesion.
-_COUNTING_SHARES = (0.1, 0.5)
+# Blocks count by all that stands out where that is a tenth of what it is in the block with most.
+_LEAST_SHARE = 0.1
+# And by the highest tenth with the fourth root of that share: half as much for a sixteenth.
+_ROOT = 0.25
 # A share of the intensity range: the noise of scanners is about as large once it is averaged over a voxel of the grid.
 # The correlation of two blocks that hold nothing else must not count.
 _NOISE = 0.01
@@ -54,11 +56,12 @@ class PatchQueries:
 
     Attributes:
         grids: The samples, float32, `[n, c, *grid]`.
-        counts: Which blocks count by all that stands out of the sample, and by its highest tenth, `[2, n, k]`.
+        weights: How much each block counts by all that stands out of the sample, and by its highest tenth,
+            `[2, n, k]`, in [0, 1].
     """
 
     grids: Array
-    counts: Array
+    weights: Array
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -67,8 +70,8 @@ class PatchQueries:
     @classmethod
     def joined(cls, parts: Sequence["PatchQueries"]) -> "PatchQueries":
         """Return all samples of some portions of them."""
-        grids, counts = [part.grids for part in parts], [part.counts for part in parts]
-        return cls(grids=np.concatenate(grids), counts=np.concatenate(counts, axis=1))
+        grids, weights = [part.grids for part in parts], [part.weights for part in parts]
+        return cls(grids=np.concatenate(grids), weights=np.concatenate(weights, axis=1))
 
 
 @final
@@ -79,8 +82,8 @@ class LocalLikeness:
     Attributes:
         sample: Position of the sample, `[p]`, in order.
         training: Position of the training image, `[p]`, in order for each sample.
-        values: How alike the block is in which they are so most, of those that count by all that stands out of the
-            sample, and by its highest tenth, `[2, p]`, in [0, 1]; of all other pairs it is 0.
+        values: How alike the block is in which they are so most, as blocks count by all that stands out of the sample,
+            and by its highest tenth, `[2, p]`, in [0, 1]; of all other pairs it is 0.
     """
 
     sample: Array
@@ -160,7 +163,7 @@ class Patches:
         whole: Float[Tensor, "n c *cells"],
         peaks: Float[Tensor, "n c *cells"],
     ) -> PatchQueries:
-        """Return samples, and which of their blocks count.
+        """Return samples, and how much each of their blocks counts.
 
         Args:
             images: The samples.
@@ -169,16 +172,16 @@ class Patches:
         """
         grids = pooled(images, self.factors).cpu()
         pool = functional.avg_pool2d if images.ndim == 4 else functional.avg_pool3d
-        counts = []
-        for maps, share in zip((whole, peaks), _COUNTING_SHARES, strict=True):
+        shares = []
+        for maps in (whole, peaks):
             on_grid = functional.interpolate(maps.cpu().mean(dim=1, keepdim=True), size=grids.shape[2:], mode="nearest")
             of_blocks = pool(on_grid, self.sides, stride=1)
             for axis, starts in enumerate(self.starts, start=2):
                 of_blocks = of_blocks.index_select(axis, torch.from_numpy(starts))
             of_blocks = of_blocks.flatten(1)
-            most = of_blocks.amax(dim=1, keepdim=True)
-            counts.append((of_blocks >= share * most) & (most > 0))
-        return PatchQueries(grids=grids.numpy(), counts=torch.stack(counts).numpy())
+            shares.append(of_blocks / of_blocks.amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny))
+        weights = torch.stack([(shares[0] >= _LEAST_SHARE).float(), shares[1] ** _ROOT])
+        return PatchQueries(grids=grids.numpy(), weights=weights.numpy())
 
     def likeness(self, mirrorings: Sequence[PatchQueries], samples: Array, *, codes: Array) -> LocalLikeness:
         """Return which samples are like which training images in some block, under the mirroring that shows it best.
@@ -196,18 +199,18 @@ class Patches:
 
     def _likeness(self, mirrorings: Sequence[PatchQueries], samples: Array, codes: Array) -> LocalLikeness:
         grids = np.stack([queries.grids[samples] for queries in mirrorings])
-        counts = np.stack([queries.counts[:, samples] for queries in mirrorings])
+        weights = np.stack([queries.weights[:, samples] for queries in mirrorings])
         best = np.zeros((2, len(samples), len(self.grids)), dtype=np.float32)
         for number, corner in enumerate(itertools.product(*self.starts)):
-            which = counts[..., number]
-            mirroring, sample = np.nonzero(which.any(axis=1))
+            of_block = weights[..., number]
+            mirroring, sample = np.nonzero(of_block.any(axis=1))
             if not len(sample):
                 continue
             block: Any = tuple(slice(start, start + side) for start, side in zip(corner, self.sides, strict=True))
             of_samples = _centred(grids[(..., *block)][mirroring, sample])
             nearest, likeness = _judged(of_samples, _centred(self.grids[(..., *block)]), codes)
-            for of_way, is_counted in zip(best, which[mirroring, :, sample].T, strict=True):
-                np.maximum.at(of_way, (sample[is_counted], nearest[is_counted]), likeness[is_counted])
+            for of_way, weight in zip(best, of_block[mirroring, :, sample].T, strict=True):
+                np.maximum.at(of_way, (sample, nearest), weight * likeness)
         sample, training = np.nonzero(best.any(axis=0))
         return LocalLikeness(sample=samples[sample], training=training, values=best[:, sample, training])
 

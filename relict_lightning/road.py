@@ -4,6 +4,7 @@ An error rate holds for samples only as far as the control was measured as they 
 three it measures.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, final
@@ -30,9 +31,9 @@ from relict_lightning.usual import Usual
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 # A held-out image three times as near to a training patient as the next patients are, in voxels and in features, is a
-# leak. New scans of simulated patients come to 0.8. Of 1,000 patients who were none, one came to 0.5; to leave such a
-# one out would make the control too easy to exceed.
-_LEAK = 2 / 3
+# leak. New scans of simulated patients are five times as near. Of 1,000 patients who were none, one was twice as near;
+# to leave such a one out would make the control too easy to exceed.
+_LEAK = math.log(3)
 # A control needs so many patients.
 _FEWEST = 2
 # Copies planted per alteration to choose a rule; one in ten of all, the margin of `choose_rule`, is then more than one.
@@ -192,7 +193,7 @@ class Road:
         return evaluate_self_test(
             planted,
             likeness=look.likeness.by_measure,
-            matched_groups=codes[look.evidence.training[look.likeness.best_pair]],
+            matched_groups=codes[look.evidence.training[look.likeness.best_pairs(control=control_likeness, rule=rule)]],
             source_groups=codes[planted.source],
             control_likeness=control_likeness,
             rule=rule,

@@ -31,7 +31,15 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 def conclude_without_control(look: Look, training: Reference, *, fdr: float) -> DetectionResult:
     """Return matches and evidence; nothing says how alike a new patient would be, so nothing is called a replica."""
     nan = np.full(len(look), np.nan)
-    verdicts = _verdicts(look, training, scores=nan, p_values=nan, is_replica=np.zeros(len(look), bool), levels=None)
+    verdicts = _verdicts(
+        look,
+        training,
+        best_pairs=look.likeness.best_pairs(),
+        scores=nan,
+        p_values=nan,
+        is_replica=np.zeros(len(look), bool),
+        levels=None,
+    )
     return DetectionResult(
         verdicts=verdicts,
         replica_rate=None,
@@ -73,6 +81,7 @@ def conclude(
     verdicts = _verdicts(
         look,
         training,
+        best_pairs=look.likeness.best_pairs(control=control.likeness, rule=control.rule),
         scores=calibrated.scores,
         p_values=calibrated.p_values,
         is_replica=is_replica,
@@ -118,10 +127,17 @@ def _discoveries(p_values: Array, fdr: float) -> Array:
 
 
 def _verdicts(
-    look: Look, training: Reference, *, scores: Array, p_values: Array, is_replica: Array, levels: Array | None
+    look: Look,
+    training: Reference,
+    *,
+    best_pairs: Array,
+    scores: Array,
+    p_values: Array,
+    is_replica: Array,
+    levels: Array | None,
 ) -> tuple[Verdict, ...]:
     verdicts = []
-    for sample, pair in enumerate(look.likeness.best_pair):
+    for sample, pair in enumerate(best_pairs):
         match = int(look.evidence.training[pair])
         verdicts.append(
             Verdict(

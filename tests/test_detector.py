@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import itertools
 import math
 
@@ -23,6 +24,7 @@ from relict_lightning.errors import (
     RelictWarning,
 )
 from relict_lightning.testing import plant_replicas, simulate_heads
+from relict_lightning.testing.look import gaussian_blur
 
 
 class CountingEncoder(nn.Module):
@@ -705,7 +707,7 @@ def test_a_detector_that_was_saved_by_a_version_that_measured_otherwise_is_refus
     saved = fitted.save(tmp_path / "detector")
     monkeypatch.undo()
 
-    with pytest.raises(IndexStaleError, match="measurement 1, now 4"):
+    with pytest.raises(IndexStaleError, match="measurement 1, now 5"):
         ReplicaDetector.load(saved)
 
 
@@ -753,3 +755,90 @@ def test_a_population_that_is_in_the_cache_is_not_described_again(heads, planted
     again = ReplicaDetector(cache_dir=tmp_path).fit(training, heldout).detect(planted.images)
 
     _same(again, first)
+
+
+def _rated(heads, *, count=16):
+    """Copies of training images and fresh patients, and which are which."""
+    training, _, fresh = heads
+    copies = plant_replicas(training, fresh[:count], rate=1.0, seed=3)
+    return torch.cat([copies.images, fresh[count : 2 * count]]), [True] * count + [False] * count
+
+
+def test_a_rule_that_ratings_teach_is_used_from_then_on_and_saved(heads, fitted, planted, tmp_path, monkeypatch):
+    training, heldout, _ = heads
+    detector = ReplicaDetector().fit(training, heldout)
+    rated, is_replica = _rated(heads)
+
+    label_free = detector.learn_rule(rated, is_replica)
+
+    assert (label_free.rated, label_free.replicas) == (32, 16)
+    assert label_free.rule.weights == (() if not label_free.is_better else tuple(label_free.weights.values()))
+    # Whether it is better is another test's matter.
+    better = dataclasses.replace(
+        label_free, is_better=True, rule=dataclasses.replace(label_free.rule, weights=(1.0, 0.0, 2.0))
+    )
+    monkeypatch.setattr("relict_lightning.detector.learn_rule", lambda *_, **__: better)
+    assert detector.learn_rule(rated, is_replica) is better
+    scores = [verdict.score for verdict in detector.detect(planted.images).verdicts]
+    again = ReplicaDetector.load(detector.save(tmp_path / "learned")).detect(planted.images)
+    assert [verdict.score for verdict in again.verdicts] == scores
+    assert scores != [verdict.score for verdict in fitted.detect(planted.images).verdicts]
+    detector.fit(training, heldout)
+    assert detector.detect(planted.images).to_frame().equals(fitted.detect(planted.images).to_frame())
+
+
+@pytest.mark.parametrize(
+    ("ratings", "message"),
+    [([True] * 16, r"ratings \[16\] of 32 samples"), ([True] * 32, "0 samples that match 0 patients rated as not")],
+)
+def test_ratings_that_do_not_fit_the_samples_are_refused(heads, fitted, ratings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        fitted.learn_rule(_rated(heads)[0], ratings)
+
+
+def test_learning_a_rule_needs_held_out_images(heads):
+    training, _, fresh = heads
+    detector = ReplicaDetector().fit(training)
+
+    with pytest.raises(MissingControlError, match="none"):
+        detector.learn_rule(fresh[:4], [True, False] * 2)
+
+
+def test_a_control_that_has_the_look_of_the_samples_is_only_ever_stricter(heads, fitted, tmp_path):
+    training, heldout, fresh = heads
+    planted = plant_replicas(training, fresh[:24], rate=0.5, seed=0, alterations=["plain"])
+    samples = gaussian_blur(planted.images, sigma=1.5)
+    detector = ReplicaDetector(match_look=True).fit(training, heldout)
+
+    plain, matched = fitted.detect(samples), detector.detect(samples)
+
+    assert any(verdict.is_replica for verdict in matched.verdicts)
+    for ours, theirs in zip(matched.verdicts, plain.verdicts, strict=True):
+        assert ours.p_value >= theirs.p_value
+        assert all(ours.level_p_values[level] >= theirs.level_p_values[level] for level in ours.level_p_values)
+        assert (ours.match, ours.evidence) == (theirs.match, theirs.evidence)
+    assert [verdict.p_value for verdict in matched.verdicts] != [verdict.p_value for verdict in plain.verdicts]
+    assert matched.control_scores == plain.control_scores
+    assert ReplicaDetector.load(detector.save(tmp_path / "matched")).match_look
+
+
+def test_where_nothing_is_found_held_out_images_are_not_measured_again(heads, monkeypatch):
+    training, heldout, _ = heads
+    detector = ReplicaDetector(match_look=True).fit(training, heldout)
+    monkeypatch.setattr("relict_lightning.road.match_look", lambda *_: pytest.fail("nothing to be strict about"))
+
+    result = detector.detect(torch.zeros(4, 1, 32, 32))
+
+    assert result.replica_rate.successes == 0
+
+
+def test_label_maps_that_were_given_serve_held_out_images_of_any_look():
+    images = simulate_heads(72, seed=5, shape=(32, 32))
+    given = {"training_segmentations": images.labels[:20], "heldout_segmentations": images.labels[20:60]}
+    detector = ReplicaDetector(match_look=True).fit(images.images[:20], images.images[20:60], **given)
+    samples = torch.cat([images.images[:6], images.images[66:]])
+    labels = torch.cat([images.labels[:6], images.labels[66:]])
+
+    result = detector.detect(gaussian_blur(samples, sigma=0.8), generated_segmentations=labels)
+
+    assert [verdict.is_replica for verdict in result.verdicts[:6]] == [True] * 6

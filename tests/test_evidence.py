@@ -6,9 +6,10 @@ import torch
 from built_references import build, compared, retrieved
 from torch import nn
 
+from relict_lightning.calibration import Rule
 from relict_lightning.comparison import MEASURES
 from relict_lightning.encoders import GradientEncoder
-from relict_lightning.evidence import Evidence, Look, judge
+from relict_lightning.evidence import Evidence, Likeness, Look, judge
 from relict_lightning.functional import mean_dice, structural_similarity
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 
@@ -72,7 +73,7 @@ def test_altered_copies_are_matched_moved_back_and_called_alike(spatial, channel
 
     evidence, likeness = _look(samples, _reference(training), top_k=6)
 
-    for sample, pair in enumerate(likeness.best_pair):
+    for sample, pair in enumerate(likeness.best_pairs()):
         measures = evidence.describe(int(pair))
         assert evidence.training[pair] == sample
         assert evidence.transform(int(pair)).mirrored_axes == (() if axis is None else (axis,))
@@ -82,7 +83,7 @@ def test_altered_copies_are_matched_moved_back_and_called_alike(spatial, channel
         assert measures["voxel"]["structural_similarity"] > 0.95
         assert measures["segmentation"]["mean_dice"] > 0.98
     # As it lies, a displaced copy is alike to nobody.
-    assert (_of_levels(likeness)[:, [0, 2]] > 0.8).all()
+    assert (_of_levels(likeness)[:, [0, 2]] > np.log(5)).all()
 
 
 def test_a_new_patient_is_less_alike_than_any_copy():
@@ -101,8 +102,8 @@ def test_gain_and_offset_do_not_hide_a_copy():
 
     evidence, likeness = _look(0.7 * training[:4] + 0.1, _reference(training))
 
-    assert evidence.training[likeness.best_pair].tolist() == [0, 1, 2, 3]
-    assert (_of_levels(likeness) > 0.5).all()
+    assert evidence.training[likeness.best_pairs()].tolist() == [0, 1, 2, 3]
+    assert (_of_levels(likeness) > np.log(2)).all()
 
 
 def test_measures_are_those_of_the_functions_without_transforms():
@@ -130,7 +131,7 @@ def test_measures_are_those_of_the_functions_without_transforms():
     assert all(evidence.transform(pair).shift_voxels == (0.0, 0.0) for pair in range(len(evidence.sample)))
 
 
-def test_likeness_is_one_minus_the_nearest_patient_over_the_mean_of_the_two_next():
+def test_likeness_is_the_logarithm_of_how_much_further_off_the_two_next_patients_are():
     training = _smooth(9, 20, 20)
     groups = ["anna", "anna", "ben", "ben", "cleo", "dora", "eve", "fay", "gil"]
     reference = _reference(training, groups)
@@ -138,7 +139,7 @@ def test_likeness_is_one_minus_the_nearest_patient_over_the_mean_of_the_two_next
     evidence, likeness = _look(_smooth(4, 20, 20, seed=1), reference, top_k=7)
 
     named = [(level, one) for level in ("voxel", "feature", "segmentation") for one in evidence.similarities(level)]
-    assert likeness.columns == tuple(level for level, _ in named)
+    assert likeness.columns == (*(level for level, _ in named), "segmentation", "segmentation")
     for column, (_, similarity) in enumerate(named):
         for sample in range(4):
             nearest = {}
@@ -146,8 +147,29 @@ def test_likeness_is_one_minus_the_nearest_patient_over_the_mean_of_the_two_next
                 group = groups[evidence.training[pair]]
                 nearest[group] = min(nearest.get(group, 2.0), 1 - float(similarity[pair]))
             first, second, third = sorted(nearest.values())[:3]
-            expected = 1 - 2 * first / (second + third) if second + third > 0 else 0.0
-            assert likeness.by_measure[sample, column] == pytest.approx(expected, abs=1e-4)
+            expected = -np.log(max(2 * first / (second + third), 1 / 20)) if second + third > 0 else 0.0
+            assert likeness.by_measure[sample, column] == pytest.approx(expected, abs=1e-3)
+    for column, of_hits in enumerate(evidence.hits.patch_likeness, start=len(named)):
+        for sample in range(4):
+            expected = -np.log(1 - of_hits[evidence.hits.sample == sample].max())
+            assert likeness.by_measure[sample, column] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_match_is_the_pair_that_exceeds_the_usual_most():
+    # The first sample has three pairs, the second two. By the second measure everybody is alike.
+    by_pair = np.array([[0.1, 2.0], [0.9, 1.0], [0.2, 1.5], [0.1, 0.9], [0.0, 0.7]])
+    likeness = Likeness(
+        columns=("voxel", "segmentation"),
+        by_measure=np.array([[0.9, 2.0], [0.1, 0.9]]),
+        by_pair=by_pair,
+        sample=np.array([0, 0, 0, 1, 1]),
+        neighbor_ratio=np.ones(2),
+    )
+    control = np.array([[0.0, 0.0], [0.1, 1.0], [0.2, 2.0]])
+
+    assert likeness.best_pairs().tolist() == [0, 3]
+    # The second sample has nothing beyond the usual, and matches the nearest.
+    assert likeness.best_pairs(control=control, rule=Rule(columns=likeness.columns)).tolist() == [1, 3]
 
 
 def test_a_sample_between_two_patients_is_less_like_a_copy_than_one_with_a_twin_in_the_training_set():
@@ -169,9 +191,9 @@ def test_a_second_scan_of_the_copied_patient_does_not_hide_the_copy():
     _, likeness = _look(training[:1], _reference(together, groups))
     _, fooled = _look(training[:1], _reference(together))
 
-    assert (_of_levels(likeness) > 0.9).all()
+    assert (_of_levels(likeness) > np.log(10)).all()
     assert likeness.neighbor_ratio[0] < 0.1
-    assert _of_levels(fooled).min() < _of_levels(likeness).min()
+    assert fooled.by_measure.mean() < likeness.by_measure.mean() - 0.1
 
 
 @pytest.mark.parametrize("value", [0.0, 0.2])
@@ -194,7 +216,8 @@ def test_a_segmenter_that_finds_nothing_gives_no_evidence():
     evidence = _evidence(training[:2], nothing, hits, reference, mirrors=((),))
 
     assert not evidence.compared.measures["mean_dice"].any()
-    assert not judge(evidence, reference, count=2).by_measure[:, -2:].any()
+    dice = slice(-4, -2)
+    assert not judge(evidence, reference, count=2).by_measure[:, dice].any()
 
 
 def test_classes_of_intensity_are_evidence_of_voxels_and_label_maps_of_structures():

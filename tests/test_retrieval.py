@@ -74,7 +74,7 @@ def test_queries_are_the_views_of_every_mirrored_sample():
         np.testing.assert_allclose(queries.salient[position], saliency.to_vectors(maps), atol=1e-6)
         of_patches = usual.patches.queries(mirrored, maps, saliency.peaks(maps))
         np.testing.assert_array_equal(queries.patches[position].grids, of_patches.grids)
-        np.testing.assert_array_equal(queries.patches[position].counts, of_patches.counts)
+        np.testing.assert_array_equal(queries.patches[position].weights, of_patches.weights)
 
 
 def _best(rankings, groups, top_k):
