@@ -29,7 +29,10 @@ _OTHERS = 2
 _SMALLEST_DISTANCE = 1e-12
 # To be nearer than a twentieth says no more: that far, a generator's look moves any copy.
 _SMALLEST_RATIO = 1 / 20
+# Fewer patches that are alike say nothing.
+_LEAST_PATCHES = 0.1
 _SALIENT = ("salient_similarity", "unmoved_salient_similarity")
+_BY_PATCHES = ("patch_likeness", "peak_patch_likeness", "alike_patches")
 _STRUCTURES: Level = "segmentation"
 
 
@@ -87,7 +90,9 @@ class Evidence:
         cosine = float(self.hits.feature_similarity[self.compared.pairs[pair]])
         structures = {name: values.pop(name) for name in MEASURES_OF_STRUCTURES}
         by_patches = self.hits.patch_likeness[:, self.compared.pairs[pair]]
-        structures |= zip(("patch_likeness", "peak_patch_likeness"), map(float, by_patches), strict=True)
+        structures |= zip(
+            ("patch_likeness", "peak_patch_likeness", "alike_patches"), map(float, by_patches), strict=True
+        )
         return {"voxel": values, "feature": {"cosine_similarity": cosine}, "segmentation": structures}
 
     def transform(self, pair: int) -> Transform:
@@ -103,7 +108,7 @@ class Likeness:
     Attributes:
         columns: The level of each measure.
         by_measure: Copy-likeness of each sample by each measure, `[n, c]`: the natural logarithm of a ratio of
-            distances, at most 3.
+            distances, at most 3, or of a number of patches.
         by_pair: The same of each compared pair, `[p, c]`.
         sample: Position of the sample of each compared pair, `[p]`, in order.
         neighbor_ratio: Feature distance (Euclidean, between unit vectors) to the nearest image over that to the
@@ -178,8 +183,9 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
             by_pair[start:stop, column] = _judged(distance[start:stop], codes[start:stop])
     np.maximum.at(by_measure, evidence.sample, by_pair)
     # A patch was judged against other patients at its own place already, all hits alike.
-    for column, likeness in enumerate(evidence.hits.patch_likeness, start=len(named)):
-        of_hits = _logarithm(1.0 - likeness.astype(np.float64))
+    *likeness, alike = evidence.hits.patch_likeness.astype(np.float64)
+    by_patches = [*(_logarithm(1.0 - of_patch) for of_patch in likeness), np.log(_LEAST_PATCHES + alike)]
+    for column, of_hits in enumerate(by_patches, start=len(named)):
         by_pair[:, column] = of_hits[evidence.compared.pairs]
         np.maximum.at(by_measure[:, column], evidence.hits.sample, of_hits)
     return Likeness(

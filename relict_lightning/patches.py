@@ -6,9 +6,11 @@ one minus the ratio of its distance (one minus the correlation) to that patient 
 ones. Where all people are alike the two are equal, however small. Where a lesion or vessel was transplanted, its source
 is near and nobody else is.
 
-Few blocks are copied then, and among hundreds one is near to somebody by chance. So only those count where something
-stands out of the sample (`relict_lightning.saliency`), and what counts is the best of them: once of all of these alike,
-once of those with the highest tenth of what stands out, and less where less of that is.
+Of a lesion few blocks are copied, and among hundreds one is near to somebody by chance. So only those count where
+something stands out of the sample (`relict_lightning.saliency`), and what counts is the best of them: once of all of
+these alike, once of those with the highest tenth of what stands out, and less where less of that is. Of a larger part
+many blocks are copied, whether anything stands out or not, and all of the same patient, which chance does not do. So
+blocks are counted, too, each for its nearest patient, by the square of how alike it is.
 
 The blocks of all training images are looked through for every sample; that costs as much as one matrix product does.
 """
@@ -40,6 +42,7 @@ _SMALLEST_SIDE = 2
 _LEAST_SHARE = 0.1
 # And by the highest tenth with the fourth root of that share: half as much for a sixteenth.
 _ROOT = 0.25
+_WAYS = 3
 # A share of the intensity range: the noise of scanners is about as large once it is averaged over a voxel of the grid.
 # The correlation of two blocks that hold nothing else must not count.
 _NOISE = 0.01
@@ -83,7 +86,8 @@ class LocalLikeness:
         sample: Position of the sample, `[p]`, in order.
         training: Position of the training image, `[p]`, in order for each sample.
         values: How alike the block is in which they are so most, as blocks count by all that stands out of the sample,
-            and by its highest tenth, `[2, p]`, in [0, 1]; of all other pairs it is 0.
+            and by its highest tenth, both in [0, 1]; and how many blocks are alike to the image's group, `[3, p]`. Of
+            all other pairs all three are 0.
     """
 
     sample: Array
@@ -93,7 +97,9 @@ class LocalLikeness:
     @classmethod
     def joined(cls, parts: Sequence["LocalLikeness"]) -> "LocalLikeness":
         """Return the pairs of some portions of the samples, in order."""
-        empty = cls(sample=np.zeros(0, np.int64), training=np.zeros(0, np.int64), values=np.zeros((2, 0), np.float32))
+        empty = cls(
+            sample=np.zeros(0, np.int64), training=np.zeros(0, np.int64), values=np.zeros((_WAYS, 0), np.float32)
+        )
         parts = [empty, *parts]
         sample, training = (np.concatenate([getattr(part, name) for part in parts]) for name in ("sample", "training"))
         order = np.lexsort((training, sample))
@@ -101,8 +107,8 @@ class LocalLikeness:
         return cls(sample=sample[order], training=training[order], values=values[:, order])
 
     def of_pairs(self, sample: Array, training: Array) -> Array:
-        """Return the likeness of pairs, `[2, p]`."""
-        found = np.zeros((len(self.values), len(sample)), dtype=np.float32)
+        """Return the values of pairs, `[3, p]`."""
+        found = np.zeros((_WAYS, len(sample)), dtype=np.float32)
         if len(self.sample):
             size = 1 + max(int(self.training.max()), int(training.max(initial=0)))
             mine, wanted = self.sample * size + self.training, sample * size + training
@@ -114,7 +120,7 @@ class LocalLikeness:
     def nearest(self, top_k: int, *, codes: Array) -> Array:
         """Return the pairs of each sample and the likest image of each of its `top_k` likest groups, `[p, 2]`.
 
-        Both ways to count blocks give so many.
+        Each of the three ways to count blocks gives so many.
 
         Args:
             top_k: How many groups.
@@ -198,20 +204,22 @@ class Patches:
         return LocalLikeness.joined(parts)
 
     def _likeness(self, mirrorings: Sequence[PatchQueries], samples: Array, codes: Array) -> LocalLikeness:
-        grids = np.stack([queries.grids[samples] for queries in mirrorings])
-        weights = np.stack([queries.weights[:, samples] for queries in mirrorings])
-        best = np.zeros((2, len(samples), len(self.grids)), dtype=np.float32)
+        grids = np.concatenate([queries.grids[samples] for queries in mirrorings])
+        weights = np.concatenate([queries.weights[:, samples] for queries in mirrorings], axis=1)
+        mirroring, sample = np.indices((len(mirrorings), len(samples))).reshape(2, -1)
+        best = np.zeros((_WAYS, len(samples), len(self.grids)), dtype=np.float32)
+        blocks = np.zeros((len(mirrorings), len(samples), int(codes.max()) + 1), dtype=np.float32)
         for number, corner in enumerate(itertools.product(*self.starts)):
-            of_block = weights[..., number]
-            mirroring, sample = np.nonzero(of_block.any(axis=1))
-            if not len(sample):
-                continue
             block: Any = tuple(slice(start, start + side) for start, side in zip(corner, self.sides, strict=True))
-            of_samples = _centred(grids[(..., *block)][mirroring, sample])
-            nearest, likeness = _judged(of_samples, _centred(self.grids[(..., *block)]), codes)
-            for of_way, weight in zip(best, of_block[mirroring, :, sample].T, strict=True):
+            of_training = _centred(self.grids[(..., *block)])
+            nearest, likeness = _judged(_centred(grids[(..., *block)]), of_training, codes)
+            # No row occurs twice, so that nothing is lost.
+            blocks[mirroring, sample, codes[nearest]] += np.square(likeness)
+            for of_way, weight in zip(best[:-1], weights[..., number], strict=True):
                 np.maximum.at(of_way, (sample, nearest), weight * likeness)
-        sample, training = np.nonzero(best.any(axis=0))
+            best[-1, sample[likeness > 0], nearest[likeness > 0]] = 1.0
+        best[-1] *= blocks.max(axis=0)[:, codes]
+        sample, training = np.nonzero(best[-1])
         return LocalLikeness(sample=samples[sample], training=training, values=best[:, sample, training])
 
 

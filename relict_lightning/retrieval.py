@@ -78,8 +78,8 @@ class Hits:
         training: Position of the training image, `[p]`.
         mirroring: Which of the queries' mirrorings is tried, `[p]`.
         feature_similarity: Cosine of the two in the feature view under that mirroring, `[p]`.
-        patch_likeness: How alike the patch is in which they are so most (`LocalLikeness`), of all that stand out and of
-            those that do most, under any mirroring, `[2, p]`.
+        patch_likeness: How alike the patch is in which they are so most, of all that stand out and of those that do
+            most, and how many patches are alike, under any mirroring, `[3, p]` (`LocalLikeness.values`).
     """
 
     sample: Array

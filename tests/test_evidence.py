@@ -139,7 +139,7 @@ def test_likeness_is_the_logarithm_of_how_much_further_off_the_two_next_patients
     evidence, likeness = _look(_smooth(4, 20, 20, seed=1), reference, top_k=7)
 
     named = [(level, one) for level in ("voxel", "feature", "segmentation") for one in evidence.similarities(level)]
-    assert likeness.columns == (*(level for level, _ in named), "segmentation", "segmentation")
+    assert likeness.columns == (*(level for level, _ in named), *["segmentation"] * 3)
     for column, (_, similarity) in enumerate(named):
         for sample in range(4):
             nearest = {}
@@ -149,10 +149,10 @@ def test_likeness_is_the_logarithm_of_how_much_further_off_the_two_next_patients
             first, second, third = sorted(nearest.values())[:3]
             expected = -np.log(max(2 * first / (second + third), 1 / 20)) if second + third > 0 else 0.0
             assert likeness.by_measure[sample, column] == pytest.approx(expected, abs=1e-3)
-    for column, of_hits in enumerate(evidence.hits.patch_likeness, start=len(named)):
-        for sample in range(4):
-            expected = -np.log(1 - of_hits[evidence.hits.sample == sample].max())
-            assert likeness.by_measure[sample, column] == pytest.approx(expected, abs=1e-6)
+    for sample in range(4):
+        *best, alike = evidence.hits.patch_likeness[:, evidence.hits.sample == sample].max(axis=1)
+        expected = [*(-np.log(1 - of_patch) for of_patch in best), np.log(0.1 + alike)]
+        assert likeness.by_measure[sample, len(named) :].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_match_is_the_pair_that_exceeds_the_usual_most():
@@ -216,7 +216,7 @@ def test_a_segmenter_that_finds_nothing_gives_no_evidence():
     evidence = _evidence(training[:2], nothing, hits, reference, mirrors=((),))
 
     assert not evidence.compared.measures["mean_dice"].any()
-    dice = slice(-4, -2)
+    dice = slice(-5, -3)
     assert not judge(evidence, reference, count=2).by_measure[:, dice].any()
 
 
@@ -229,9 +229,9 @@ def test_classes_of_intensity_are_evidence_of_voxels_and_label_maps_of_structure
     for with_dice, level in ((evidence, "segmentation"), (by_intensity, "voxel")):
         for expected, found in zip(dice, with_dice.similarities(level)[-2:], strict=True):
             np.testing.assert_array_equal(found, expected)
-    assert likeness.columns == ("voxel",) * 2 + ("feature",) + ("segmentation",) * 6
+    assert likeness.columns == ("voxel",) * 2 + ("feature",) + ("segmentation",) * 7
     columns = judge(by_intensity, _reference(training), count=2).columns
-    assert columns == ("voxel",) * 4 + ("feature",) + ("segmentation",) * 4
+    assert columns == ("voxel",) * 4 + ("feature",) + ("segmentation",) * 5
 
 
 def test_chunks_of_pairs_change_no_number(monkeypatch):

@@ -24,14 +24,19 @@ def _queries(patches, images, stands_out=None):
     return patches.queries(images, stands_out, stands_out)
 
 
-def _table(patches, mirrorings, *, codes=None, samples=None):
-    """Returns the likeness of all pairs, `[2, n, m]`."""
+def _values(patches, mirrorings, *, codes=None, samples=None):
+    """Returns the values of all pairs, `[3, n, m]`."""
     codes = np.arange(len(patches.grids)) if codes is None else codes
     samples = np.arange(len(mirrorings[0])) if samples is None else samples
     found = patches.likeness(mirrorings, samples, codes=codes)
-    table = np.zeros((2, len(mirrorings[0]), len(patches.grids)), dtype=np.float32)
-    table[:, found.sample, found.training] = found.values
-    return table
+    values = np.zeros((3, len(mirrorings[0]), len(patches.grids)), dtype=np.float32)
+    values[:, found.sample, found.training] = found.values
+    return values
+
+
+def _table(patches, mirrorings, *, codes=None):
+    """Returns how alike the likest patch of all pairs is, by both weights, `[2, n, m]`."""
+    return _values(patches, mirrorings, codes=codes)[:2]
 
 
 def _unlike(training, samples, corner, side):
@@ -76,17 +81,19 @@ def test_a_block_is_judged_against_the_two_next_patients_at_its_own_place(patien
     patches = describe_patches(build(training))
     samples = training[:2] + 0.4 * _textures(2, 16, 20, seed=1)
 
-    found = _table(patches, [_queries(patches, samples)])
+    found = _values(patches, [_queries(patches, samples)])
 
     assert patches.sides == (3, 3)
-    expected = np.zeros((2, patients))
+    expected, alike = np.zeros((2, patients)), np.zeros((2, patients))
     for corner in itertools.product(*patches.starts):
         distance = _unlike(training, samples, corner, 3)
         for sample, of_sample in enumerate(distance):
             best, *others = np.argsort(of_sample)[:3]
             likeness = max(0.0, 1 - of_sample[best] / of_sample[others].mean())
             expected[sample, best] = max(expected[sample, best], likeness)
-    np.testing.assert_allclose(found, [expected, expected], atol=0.01)
+            alike[sample, best] += likeness**2
+    np.testing.assert_allclose(found[:2], [expected, expected], atol=0.01)
+    np.testing.assert_allclose(found[2], alike, atol=0.05)
 
 
 def test_images_of_one_patient_are_not_judged_against_each_other():
@@ -118,6 +125,31 @@ def test_a_part_in_front_of_another_background_is_found_where_it_stands_out():
     for copies, others in zip(of_copies, of_hosts, strict=True):
         assert (copies.argmax(axis=1) == np.arange(30)).all()
         assert copies.diagonal().min() > 0.95 > others.max()
+
+
+def test_many_blocks_of_one_patient_are_counted_whether_anything_stands_out_or_not():
+    training, hosts = _textures(30, 24, 32, 32), _textures(10, 24, 32, 32, seed=1)
+    patches = describe_patches(build(training))
+    samples, nothing = hosts.clone(), torch.zeros_like(hosts)
+    samples[..., :12, :16, :] = training[:10, :, :12, :16, :]
+
+    found = _values(patches, [_queries(patches, samples, nothing)])
+
+    assert not found[:2].any()
+    # Of 7 * 10 * 10 blocks, 3 * 5 * 10 are copied whole.
+    copied = found[2].diagonal()
+    assert copied.min() > 0.75 * 150 > 10 * _values(patches, [_queries(patches, hosts, nothing)])[2].max()
+
+
+def test_blocks_of_all_images_of_a_patient_are_counted_together():
+    training = _textures(6, 24, 24)
+    codes = np.array([0, 1, 2, 3, 4, 0])
+    sample = torch.cat([training[:1, :, :12], training[5:, :, 12:]], dim=2)
+    patches = describe_patches(build(training))
+
+    found = _values(patches, [_queries(patches, sample)], codes=codes)[2, 0]
+
+    assert found[0] == found[5] > 1.5 * _values(patches, [_queries(patches, sample)])[2].max()
 
 
 def test_blocks_count_by_how_much_stands_out_there():
@@ -172,7 +204,7 @@ def test_nothing_is_like_a_sample_out_of_which_nothing_stands():
 def test_blank_and_outsized_samples_are_like_nobody(value):
     patches = describe_patches(build(_textures(4, 16, 16)))
 
-    found = _table(patches, [_queries(patches, torch.full((2, 1, 16, 16), value))])
+    found = _values(patches, [_queries(patches, torch.full((2, 1, 16, 16), value))])
 
     assert not found.any()
 
@@ -181,14 +213,14 @@ def test_no_number_depends_on_the_batch(monkeypatch):
     training, samples = _textures(7, 20, 20, channels=2), _textures(5, 20, 20, channels=2, seed=1)
     patches = describe_patches(build(training))
     mirrorings = [_queries(patches, some) for some in (samples, samples.flip(2))]
-    together = _table(patches, mirrorings)
+    together = _values(patches, mirrorings)
 
     # Two samples at once.
     monkeypatch.setattr("relict_lightning.patches._BYTES_AT_ONCE", 16 * 7 * 2)
-    in_portions = _table(patches, mirrorings)
+    in_portions = _values(patches, mirrorings)
 
     np.testing.assert_array_equal(in_portions, together)
-    alone = [_table(patches, mirrorings, samples=np.array([number])) for number in range(5)]
+    alone = [_values(patches, mirrorings, samples=np.array([number])) for number in range(5)]
     np.testing.assert_array_equal(np.sum(alone, axis=0), together)
 
 
@@ -198,23 +230,30 @@ def test_the_mirroring_that_shows_a_block_best_counts():
     patches = describe_patches(build(training))
     straight, mirrored = (_queries(patches, some) for some in (samples, samples.flip(2)))
 
-    both = _table(patches, [straight, mirrored])
+    both = _values(patches, [straight, mirrored])
 
-    np.testing.assert_array_equal(both, np.maximum(_table(patches, [straight]), _table(patches, [mirrored])))
-    assert both[:, 0].argmax(axis=1).tolist() == [2, 2]
+    np.testing.assert_array_equal(both, np.maximum(_values(patches, [straight]), _values(patches, [mirrored])))
+    assert both[:, 0].argmax(axis=1).tolist() == [2, 2, 2]
 
 
-def _found(sample, training, whole, peaks):
-    return LocalLikeness(sample=np.array(sample), training=np.array(training), values=np.array([whole, peaks], "f4"))
+def _found(sample, training, whole, peaks, alike=None):
+    values = np.array([whole, peaks, np.zeros(len(sample)) if alike is None else alike], dtype=np.float32)
+    return LocalLikeness(sample=np.array(sample), training=np.array(training), values=values)
 
 
 def test_the_likest_image_of_each_of_the_likest_groups_is_a_hit():
     # Images 0 and 1 are of one patient.
-    found = _found([0, 0, 0, 0, 2, 2], [0, 1, 2, 3, 1, 2], [0.5, 0.6, 0.1, 0.4, 0.0, 0.2], [0, 0, 0.3, 0, 0.7, 0])
+    found = _found(
+        [0, 0, 0, 0, 2, 2, 3, 3, 3],
+        [0, 1, 2, 3, 1, 2, 1, 2, 3],
+        [0.5, 0.6, 0.1, 0.4, 0.0, 0.2, 0.0, 0.0, 0.0],
+        [0, 0, 0.3, 0, 0.7, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 9, 8, 7],
+    )
 
     nearest = found.nearest(2, codes=np.array([0, 0, 1, 2]))
 
-    assert sorted(map(tuple, nearest.tolist())) == [(0, 1), (0, 2), (0, 3), (2, 1), (2, 2)]
+    assert sorted(map(tuple, nearest.tolist())) == [(0, 1), (0, 2), (0, 3), (2, 1), (2, 2), (3, 1), (3, 2)]
 
 
 def test_pairs_without_a_likeness_have_none():
@@ -222,7 +261,7 @@ def test_pairs_without_a_likeness_have_none():
 
     values = found.of_pairs(np.array([2, 0, 0, 1, 2, 5]), np.array([0, 3, 2, 1, 9, 0]))
 
-    np.testing.assert_allclose(values, [[0.1, 0.6, 0, 0, 0, 0], [0.1, 0.2, 0, 0, 0, 0]])
+    np.testing.assert_allclose(values[:2], [[0.1, 0.6, 0, 0, 0, 0], [0.1, 0.2, 0, 0, 0, 0]])
     assert not LocalLikeness.joined([]).of_pairs(np.array([0]), np.array([0])).any()
     assert not len(LocalLikeness.joined([]).nearest(3, codes=np.arange(4)))
 
