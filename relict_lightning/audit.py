@@ -188,6 +188,7 @@ def run_audit(
         pairs=detector.matched_pairs(samples, result, order[:_PAIRS_IN_REPORT]),
         settings=described,
         notes=notes,
+        self_test=self_test,
         show_ids=show_ids,
         is_audit=True,
     )

@@ -404,6 +404,12 @@ class ReplicaDetector:
         )
 
     @property
+    def self_test_at_fit(self) -> SelfTest | None:
+        """What `fit` found of two planted copies per alteration; None without a control, or of images too small."""
+        control = self._state.control
+        return None if control is None else control.self_test
+
+    @property
     def is_fitted(self) -> bool:
         """Whether `fit` or `load` was called."""
         return self._fitted is not None

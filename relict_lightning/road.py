@@ -189,10 +189,12 @@ class Road:
     def _evaluated(
         self, planted: PlantedCopies, look: Look, control_likeness: Array, rule: Rule, *, fdr: float
     ) -> SelfTest:
-        codes = self.training.group_codes
+        codes, hits = self.training.group_codes, look.evidence.hits
+        is_source = codes[hits.training] == codes[planted.source][hits.sample]
         return evaluate_self_test(
             planted,
             likeness=look.likeness.by_measure,
+            is_retrieved=np.isin(np.arange(len(planted)), hits.sample[is_source]),
             matched_groups=codes[look.evidence.training[look.likeness.best_pairs(control=control_likeness, rule=rule)]],
             source_groups=codes[planted.source],
             control_likeness=control_likeness,

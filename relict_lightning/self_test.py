@@ -5,6 +5,7 @@ alteration that a replica may have gone through (`relict_lightning.planting`), a
 
 - *Recall* is the share of the planted copies whose p-value is at most 0.05, by all levels together and by each alone. A
   detector that guesses has a recall of 5 %.
+- *Retrieval* is the share of the planted copies for which an image of the patient that was copied was compared at all.
 - *Attribution* is the share of the planted copies whose match is the patient that was copied, found or not.
 - The *false-positive rate* is the share of held-out patients called replicas when one half of them is judged against
   the other.
@@ -54,12 +55,14 @@ class AlterationRecall:
         alteration: One of `ALTERATION_NAMES`, or "all".
         recall: Share of them that all levels together find.
         level_recalls: The same by each level alone.
+        retrieval: Share of them with the patient that was copied among their hits.
         attribution: Share of them whose match is the patient that was copied, found or not.
     """
 
     alteration: str
     recall: RateEstimate
     level_recalls: Mapping[str, RateEstimate]
+    retrieval: RateEstimate
     attribution: RateEstimate
 
     @property
@@ -81,9 +84,9 @@ class SelfTest:
             other. Its interval takes them for independent, and they are not quite: they share their controls.
 
     Example:
-        >>> copies = {"alteration": "plain", "planted": 4, "found": 1, "found_by_level": {"voxel": 1}, "attributed": 2}
-        >>> heldout = {"called": 0, "patients": 40}
-        >>> test = SelfTest.from_dict({"alpha": 0.05, "fdr": 0.05, "heldout": heldout, "alterations": [copies]})
+        >>> counts = {"planted": 4, "found": 1, "found_by_level": {"voxel": 1}, "retrieved": 3, "attributed": 2}
+        >>> settings = {"alpha": 0.05, "fdr": 0.05, "heldout": {"called": 0, "patients": 40}}
+        >>> test = SelfTest.from_dict({**settings, "alterations": [{"alteration": "plain", **counts}]})
         >>> test.blind_to
         ('plain',)
     """
@@ -107,6 +110,7 @@ class SelfTest:
             level_recalls={
                 level: _pooled([one.level_recalls[level] for one in self.alterations]) for level in self.levels
             },
+            retrieval=_pooled([one.retrieval for one in self.alterations]),
             attribution=_pooled([one.attribution for one in self.alterations]),
         )
 
@@ -149,6 +153,7 @@ class SelfTest:
                 "recall_low": one.recall.low,
                 "recall_high": one.recall.high,
                 **{f"recall_{level}": rate.value for level, rate in one.level_recalls.items()},
+                "retrieval": one.retrieval.value,
                 "attribution": one.attribution.value,
             }
             for one in (*self.alterations, self.overall)
@@ -156,9 +161,9 @@ class SelfTest:
 
     def __str__(self) -> str:
         """Return a table of how many copies were found, for people to read."""
-        rows = [("alteration", "planted", "found", *self.levels, "right patient")]
+        rows = [("alteration", "planted", "found", *self.levels, "among hits", "right patient")]
         for one in (*self.alterations, self.overall):
-            rates = (one.recall, *(one.level_recalls[level] for level in self.levels), one.attribution)
+            rates = (one.recall, *(one.level_recalls[level] for level in self.levels), one.retrieval, one.attribution)
             rows.append((one.alteration, str(one.planted), *(str(rate.successes) for rate in rates)))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
@@ -179,6 +184,7 @@ class SelfTest:
                     "planted": one.planted,
                     "found": one.recall.successes,
                     "found_by_level": {level: rate.successes for level, rate in one.level_recalls.items()},
+                    "retrieved": one.retrieval.successes,
                     "attributed": one.attribution.successes,
                 }
                 for one in self.alterations
@@ -200,6 +206,7 @@ def evaluate_self_test(
     planted: PlantedCopies,
     *,
     likeness: Array,
+    is_retrieved: Array,
     matched_groups: Array,
     source_groups: Array,
     control_likeness: Array,
@@ -212,6 +219,7 @@ def evaluate_self_test(
     Args:
         planted: The copies.
         likeness: Their copy-likeness by each measure, `[n, c]`, measured as that of samples is.
+        is_retrieved: Whether the patient that was copied is among the hits of each, `[n]`.
         matched_groups: Patient that each was matched with, by code or name, `[n]`.
         source_groups: Patient that each is a copy of, in the same terms, `[n]`.
         control_likeness: Copy-likeness of held-out patients, `[h, c]`.
@@ -222,7 +230,8 @@ def evaluate_self_test(
     Raises:
         ConfigurationError: If numbers of rows or columns differ, or `alpha` or `fdr` lies outside (0, 1).
     """
-    rows = {"likeness": len(likeness), "matched_groups": len(matched_groups), "source_groups": len(source_groups)}
+    per_copy = {"is_retrieved": is_retrieved, "matched_groups": matched_groups, "source_groups": source_groups}
+    rows = {name: len(values) for name, values in {"likeness": likeness, **per_copy}.items()}
     if set(rows.values()) != {len(planted)}:
         raise ConfigurationError(f"There must be one row per planted copy, {len(planted)}; got {rows}.")
     if likeness.shape[1:] != (len(rule.columns),):
@@ -240,6 +249,7 @@ def evaluate_self_test(
                 planted=int((kinds == name).sum()),
                 found=int(found[kinds == name].sum()),
                 found_by_level={level: int(these[kinds == name].sum()) for level, these in found_by_level.items()},
+                retrieved=int(is_retrieved[kinds == name].sum()),
                 attributed=int(attributed[kinds == name].sum()),
             )
             for name in dict.fromkeys(planted.alteration)
@@ -270,12 +280,13 @@ def split_false_positive_rate(control_likeness: Array, rule: Rule, *, fdr: float
 
 
 def _recall(
-    *, alteration: str, planted: int, found: int, found_by_level: Mapping[str, int], attributed: int
+    *, alteration: str, planted: int, found: int, found_by_level: Mapping[str, int], retrieved: int, attributed: int
 ) -> AlterationRecall:
     return AlterationRecall(
         alteration=alteration,
         recall=estimate_rate(found, planted),
         level_recalls={level: estimate_rate(count, planted) for level, count in found_by_level.items()},
+        retrieval=estimate_rate(retrieved, planted),
         attribution=estimate_rate(attributed, planted),
     )
 

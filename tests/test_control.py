@@ -15,7 +15,14 @@ SELF_TEST = SelfTest.from_dict(
         "fdr": 0.05,
         "heldout": {"called": 0, "patients": 5},
         "alterations": [
-            {"alteration": "plain", "planted": 2, "found": 1, "found_by_level": {"voxel": 1}, "attributed": 2}
+            {
+                "alteration": "plain",
+                "planted": 2,
+                "found": 1,
+                "found_by_level": {"voxel": 1},
+                "retrieved": 2,
+                "attributed": 2,
+            }
         ],
     }
 )

@@ -735,6 +735,16 @@ def test_the_self_test_finds_copies_that_were_moved_and_recoloured(fitted):
     assert repr(fitted.self_test(copies_per_alteration=3)) == repr(test)
 
 
+def test_what_the_self_test_at_fit_found_is_kept(fitted, heads, tmp_path):
+    training, _, _ = heads
+    test = fitted.self_test_at_fit
+
+    assert [one.planted for one in test.alterations] == [2] * len(ALTERATION_NAMES)
+    assert test.overall.retrieval.value >= test.overall.attribution.value > 0.5
+    assert ReplicaDetector.load(fitted.save(tmp_path / "saved")).self_test_at_fit == test
+    assert ReplicaDetector().fit(training).self_test_at_fit is None
+
+
 def test_the_self_test_needs_held_out_images(heads):
     detector = ReplicaDetector().fit(heads[0])
 

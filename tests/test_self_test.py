@@ -224,6 +224,7 @@ def _evaluated(*, control=None, fdr=0.05, columns=LEVELS, **changed):
     likeness[1, 1] = 0.0
     arguments = {
         "likeness": likeness,
+        "is_retrieved": np.array([True] * 7 + [False]),
         "matched_groups": np.array([0, 1, 2, 3, 4, 5, 7, 6]),
         "source_groups": np.arange(8),
     }
@@ -244,6 +245,8 @@ def test_recalls_count_what_stands_out_from_the_control():
     assert (plain.attribution, mirrored.attribution) == (estimate_rate(4, 4), estimate_rate(2, 4))
     assert test.overall_recall == estimate_rate(4, 8)
     assert test.overall.attribution == estimate_rate(6, 8)
+    assert (plain.retrieval, mirrored.retrieval) == (estimate_rate(4, 4), estimate_rate(3, 4))
+    assert test.overall.retrieval == estimate_rate(7, 8)
     assert test.overall.level_recalls["feature"] == estimate_rate(3, 8)
     assert test.blind_to == ("mirror",)
 
@@ -335,16 +338,17 @@ def test_the_table_has_a_row_per_alteration_and_one_for_all():
 
     assert [row["alteration"] for row in rows] == ["plain", "mirror", "all"]
     assert rows[2]["planted"] == 8
-    assert (rows[0]["recall"], rows[0]["recall_feature"], rows[1]["attribution"]) == (0.75, 0.5, 0.5)
+    assert (rows[0]["recall"], rows[0]["recall_feature"]) == (0.75, 0.5)
+    assert (rows[1]["retrieval"], rows[1]["attribution"]) == (0.75, 0.5)
     assert rows[0]["recall_low"] < 0.75 < rows[0]["recall_high"]
 
 
 def test_a_self_test_prints_as_a_table():
     assert str(_evaluated()).splitlines() == [
-        "alteration  planted  found  voxel  feature  segmentation  right patient",
-        "plain             4      3      3        2             3              4",
-        "mirror            4      1      1        1             1              2",
-        "all               8      4      4        3             4              6",
+        "alteration  planted  found  voxel  feature  segmentation  among hits  right patient",
+        "plain             4      3      3        2             3           4              4",
+        "mirror            4      1      1        1             1           3              2",
+        "all               8      4      4        3             4           7              6",
         "held-out patients called replicas: 0/40 = 0.0 % [0.0 %, 8.8 %]",
     ]
 

@@ -325,6 +325,7 @@ class ReplicaMonitor(Callback):
             onset=onset_summary(self.onset, self.rollback),
             pairs=self.last_pairs,
             settings=self.settings(),
+            self_test=self._fitted_detector.self_test_at_fit,
         )
         rank_zero_info(f"Report, a local file that shows patients: {written}.")
 

@@ -65,6 +65,10 @@ def describe_power(detector: ReplicaDetector, onset_detector: OnsetDetector, *, 
             stacklevel=2,
         )
         return
+    if (self_test := detector.self_test_at_fit) is not None:
+        rank_zero_info(f"Of copies that were planted on purpose, this detector finds:\n{self_test}")
+        if (blind := self_test.warning()) is not None:
+            rank_zero_info(blind)
     level = onset_detector.next_level
     needed = copies_to_decide(level, training_groups=detector.training_groups, heldout_groups=detector.heldout_groups)
     permutation, conformal = EvidenceKind.PERMUTATION, EvidenceKind.CONFORMAL

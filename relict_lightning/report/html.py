@@ -14,6 +14,7 @@ from relict_lightning.report.onset_summary import OnsetSummary
 from relict_lightning.report.pictures import DIFFERENCE_SCALE, PairPictures, pair_pictures
 from relict_lightning.report.private_file import write_private
 from relict_lightning.results import LEVELS, Evaluation, MatchedPair, Verdict
+from relict_lightning.self_test import SelfTest
 
 # A plot that is shrunk to a phone has unreadable text, so each is drawn twice and the page shows the one that fits.
 _WIDE_INCHES = 8.6
@@ -39,6 +40,7 @@ def write_report(
     pairs: Sequence[MatchedPair],
     settings: Mapping[str, str],
     notes: Sequence[str] = (),
+    self_test: SelfTest | None = None,
     show_ids: bool = False,
     is_audit: bool = False,
 ) -> Path:
@@ -54,6 +56,7 @@ def write_report(
         pairs: Samples beside the training images that they match, most alike first.
         settings: Name to value of whatever a reader needs to repeat the run.
         notes: Sentences to show below the result.
+        self_test: What the detector found of copies that were planted; None where none were.
         show_ids: Whether to name the matched training images and patients.
         is_audit: Whether samples were checked once, after training; the page then speaks of no steps and no onset.
 
@@ -99,6 +102,7 @@ def write_report(
         difference_scale=f"{100 * DIFFERENCE_SCALE:.0f} %",
         settings=settings,
         notes=notes,
+        self_test=self_test,
         show_ids=show_ids,
     )
     return write_private(Path(path), page)

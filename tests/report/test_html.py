@@ -8,6 +8,7 @@ import pytest
 from relict_lightning.errors import ConfigurationError, UnreadableDataError
 from relict_lightning.report import write_report
 from relict_lightning.results import Evaluation, RateEstimate, Transform
+from relict_lightning.self_test import SelfTest
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7 * 7 }}<img src=https://example.org/x>"
 
@@ -74,6 +75,32 @@ def test_the_report_of_an_onset_says_when_how_many_why_and_what_now(report, onse
     assert "200 return here" in page.text
     assert "onset, step 300" in page.text
     assert "checkpoint to return to, step 200" in page.text
+
+
+def _self_test(*, found):
+    counts = {"planted": 4, "found": found, "found_by_level": {"voxel": 2}, "retrieved": 4, "attributed": 3}
+    return SelfTest.from_dict(
+        {
+            "alpha": 0.05,
+            "fdr": 0.05,
+            "heldout": {"called": 1, "patients": 40},
+            "alterations": [{"alteration": name, **counts} for name in ("plain", "transplant")],
+        }
+    )
+
+
+def test_the_report_says_what_the_detector_would_have_found(report):
+    seeing, blind = (Page(report(self_test=_self_test(found=found))).text for found in (3, 1))
+
+    assert "Alteration Planted Found By voxel alone Patient compared Patient named" in seeing
+    assert "plain 4 3 2 4 3 transplant 4 3 2 4 3 all 8 6 4 8 6" in seeing
+    assert "called replicas, one half of them judged against the other: 1/40 = 2.5 %" in seeing
+    assert "says nothing about such copies" not in seeing
+    assert "found 1 of 4 planted copies that were left as they were and 1 of 4 that were transplanted" in blind
+
+
+def test_a_report_without_a_self_test_has_no_section_for_it(report):
+    assert "What this detector finds" not in report()
 
 
 def test_the_report_of_a_clean_run_gives_the_upper_bound(report, evaluations):
