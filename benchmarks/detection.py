@@ -24,7 +24,11 @@ one family (`tof`, `tof_hard`) share training and held-out images, and so the fi
   label maps, is compared only with the detector that is given them as well.
 
 Bars hold for the mean over seeds; the worst seed stands beside it. With `--null`, discoveries among samples that copy
-nothing, whose false discovery rate is the probability of any; with `--cost`, seconds:
+nothing, whose false discovery rate is the probability of any, for generators of every kind: with the usual look, one
+that is 10 % and one that is 50 % stronger, with samples that are blurred, and with samples that lie near a few
+patients. With `--match-look`, the stricter of two controls decides, one of which has the look of the samples. With
+`--scans`, training patients have several images; with `--leaked`, some held-out images are of training patients. With
+`--cost`, seconds:
 
 - `detect` of 100 samples against 400 training volumes. Bars: 120 s, and 1/20 of what MONAI's SSIM and Dice of all
   pairs would take, extrapolated from some pairs.
@@ -75,6 +79,13 @@ ALTERATION_BAR = 0.90
 PATIENT_BAR = 0.95
 DISCOVERY_BAR = 0.08
 GAP_BAR = 0.02
+NULLS = {
+    "usual look": (1.0, "ordinary"),
+    "10 % stronger look": (1.1, "ordinary"),
+    "50 % stronger look": (1.5, "ordinary"),
+    "blurred": (1.0, "blurred"),
+    "collapsed": (1.0, "collapsed"),
+}
 SECONDS_BAR, COST_BAR = 120.0, 1 / 20
 COST_SET, COST_PAIRS = "tof_hard", 12
 
@@ -166,10 +177,10 @@ def examine(detector: ReplicaDetector, made: DetectionSet, *, with_labels: bool)
     return outcome, result
 
 
-def fitted(made: DetectionSet, *, with_labels: bool) -> tuple[ReplicaDetector, float]:
+def fitted(made: DetectionSet, *, with_labels: bool, match_look: bool = False) -> tuple[ReplicaDetector, float]:
     """Return a detector fitted to a set, and how many seconds that took."""
     started = time.perf_counter()
-    detector = ReplicaDetector().fit(
+    detector = ReplicaDetector(match_look=match_look).fit(
         made.training_images,
         made.heldout_images,
         training_groups=made.training_groups,
@@ -180,7 +191,7 @@ def fitted(made: DetectionSet, *, with_labels: bool) -> tuple[ReplicaDetector, f
     return detector, time.perf_counter() - started
 
 
-def without_copies(family: str, seed: int, given: argparse.Namespace) -> DetectionSet:
+def without_copies(family: str, seed: int, count: int, *, look: float, generator: str) -> DetectionSet:
     """Return fresh samples of a family; what comes with them of training images is not that of the family's sets."""
     null = f"{family}_null"
     name, factor = (null, 1) if family in ("ncct", "tof") else (family, 2)
@@ -189,9 +200,9 @@ def without_copies(family: str, seed: int, given: argparse.Namespace) -> Detecti
         seed=seed,
         training=2,
         heldout=0,
-        generated=factor * given.generated,
-        look=given.look,
-        generator=given.generator,
+        generated=factor * count,
+        look=look,
+        generator=generator,
     )
     kept = ~made.is_replica
     return replace(
@@ -394,9 +405,9 @@ def report_gaps(
         yield method, {"gap": gap, "to": other, "alteration": kind, "compared": others}
 
 
-def report_null(family: str, mode: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def report_null(family: str, mode: str, kind: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Print and return the discoveries among samples that copy nothing."""
-    print(f"{family}, samples that copy nothing, segmentations {mode}")
+    print(f"{family}, samples that copy nothing, {kind}, segmentations {mode}")
     everything = [torch.ones_like(outcome.flagged) for outcome in outcomes]
     any_discovery = estimate_rate(sum(bool(outcome.flagged.any()) for outcome in outcomes), len(outcomes))
     flagged = pooled([outcome.flagged for outcome in outcomes], everything)
@@ -433,12 +444,12 @@ class Collected:
     Attributes:
         outcomes: By set and mode.
         recalls: By set, then by detector.
-        nulls: On samples that copy nothing, by mode.
+        nulls: On samples that copy nothing, by mode and kind of generator.
     """
 
     outcomes: dict[tuple[str, str], list[Outcome]] = field(default_factory=lambda: defaultdict(list))
     recalls: dict[str, dict[str, list[Recall]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    nulls: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
+    nulls: dict[tuple[str, str], list[Outcome]] = field(default_factory=lambda: defaultdict(list))
 
 
 def make_sets(names: Sequence[str], seed: int, given: argparse.Namespace) -> dict[str, DetectionSet]:
@@ -452,28 +463,37 @@ def make_sets(names: Sequence[str], seed: int, given: argparse.Namespace) -> dic
             generated=given.generated,
             look=given.look,
             generator=given.generator,
+            scans_per_patient=given.scans,
+            leaked=given.leaked,
         )
         for name in names
     }
 
 
 def run_detector(
-    sets: Mapping[str, DetectionSet], fresh: DetectionSet | None, mode: str, collected: Collected
+    sets: Mapping[str, DetectionSet],
+    fresh: DetectionSet | None,
+    nulls: Mapping[str, DetectionSet],
+    mode: str,
+    collected: Collected,
+    *,
+    match_look: bool,
 ) -> Iterator[str]:
     """Score the sets of a seed by the detector, and yield what took how long."""
     with_labels = mode == "given"
-    detector, seconds = fitted(next(iter(sets.values())), with_labels=with_labels)
+    detector, seconds = fitted(next(iter(sets.values())), with_labels=with_labels, match_look=match_look)
     yield f"fit {seconds:.0f} s"
-    if fresh is not None:
-        collected.nulls[mode].append(examine(detector, fresh, with_labels=with_labels)[0])
+    for kind, null in nulls.items():
+        collected.nulls[mode, kind].append(examine(detector, null, with_labels=with_labels)[0])
+    further = None if fresh is None else examine(detector, fresh, with_labels=with_labels)[0]
     for name, made in sets.items():
         outcome, result = examine(detector, made, with_labels=with_labels)
         collected.outcomes[name, mode].append(outcome)
         yield f"detect {outcome.seconds:.0f} s"
-        if fresh is not None:
+        if further is not None:
             recall = Recall(
                 scores=outcome.scores,
-                fresh=collected.nulls[mode][-1].scores,
+                fresh=further.scores,
                 threshold=float(np.quantile(result.control_scores, 1 - LEVEL)),
             )
             collected.recalls[name][f"detector, {mode}"].append(recall)
@@ -501,10 +521,17 @@ def run_family(family: str, names: Sequence[str], given: argparse.Namespace) -> 
     for seed in given.seeds:
         started = time.perf_counter()
         sets = make_sets(names, seed, given)
-        fresh = without_copies(family, seed, given) if given.baselines or given.null else None
+        fresh, nulls = None, {}
+        if given.baselines:
+            fresh = without_copies(family, seed, given.generated, look=given.look, generator=given.generator)
+        if given.null:
+            nulls = {
+                kind: without_copies(family, seed, given.generated, look=look, generator=generator)
+                for kind, (look, generator) in NULLS.items()
+            }
         spent = [f"data {time.perf_counter() - started:.0f} s"]
         for mode in modes:
-            spent += run_detector(sets, fresh, mode, collected)
+            spent += run_detector(sets, fresh, nulls, mode, collected, match_look=given.match_look)
         if given.baselines and fresh is not None:
             spent += run_baselines(sets, fresh, collected, learned=given.learned)
         print(f"[{family}, seed {seed}: {', '.join(spent)}]", flush=True)
@@ -518,7 +545,10 @@ def run_family(family: str, names: Sequence[str], given: argparse.Namespace) -> 
         if given.baselines:
             report[name]["recall"] = report_recall(name, collected.outcomes[name, modes[0]], collected.recalls[name])
     if given.null:
-        report[f"{family}, nothing copied"] = {mode: report_null(family, mode, collected.nulls[mode]) for mode in modes}
+        report[f"{family}, nothing copied"] = {
+            mode: {kind: report_null(family, mode, kind, collected.nulls[mode, kind]) for kind in NULLS}
+            for mode in modes
+        }
     return report
 
 
@@ -581,6 +611,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--segmentations", choices=list(MODES), default="none", help="Whether label maps are given.")
     parser.add_argument("--look", type=float, default=1.0, help="Strength of the generator's look.")
     parser.add_argument("--generator", choices=GENERATORS, default="ordinary", help="Kind of the generator.")
+    parser.add_argument("--scans", type=int, default=1, help="Training images of each patient.")
+    parser.add_argument("--leaked", type=int, default=0, help="Held-out images that are of training patients.")
+    parser.add_argument("--match-look", action="store_true", help="Measure a control that has the samples' look, too.")
     parser.add_argument(
         "--baselines", action=argparse.BooleanOptionalAction, default=True, help="Whether to score others beside it."
     )
