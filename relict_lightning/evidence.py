@@ -181,7 +181,7 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
     for start, stop in pairwise(np.searchsorted(evidence.sample, np.arange(count + 1))):
         for column, distance in enumerate(distances):
             by_pair[start:stop, column] = _judged(distance[start:stop], codes[start:stop])
-    np.maximum.at(by_measure, evidence.sample, by_pair)
+    np.maximum.at(by_measure[:, : len(named)], evidence.sample, by_pair[:, : len(named)])
     # A patch was judged against other patients at its own place already, all hits alike.
     *likeness, alike = evidence.hits.patch_likeness.astype(np.float64)
     by_patches = [*(_logarithm(1.0 - of_patch) for of_patch in likeness), np.log(_LEAST_PATCHES + alike)]

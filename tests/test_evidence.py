@@ -155,6 +155,17 @@ def test_likeness_is_the_logarithm_of_how_much_further_off_the_two_next_patients
         assert likeness.by_measure[sample, len(named) :].tolist() == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_sample_that_is_alike_in_no_patch_is_not_the_least_like_a_copy_for_it():
+    training = _smooth(6, 20, 20)
+    reference = _reference(training)
+    evidence, _ = _look(training[:2], reference)
+    hits = dataclasses.replace(evidence.hits, patch_likeness=np.zeros_like(evidence.hits.patch_likeness))
+
+    likeness = judge(dataclasses.replace(evidence, hits=hits), reference, count=2)
+
+    np.testing.assert_allclose(likeness.by_measure[:, -3:], [[0, 0, np.log(0.1)]] * 2)
+
+
 def test_the_match_is_the_pair_that_exceeds_the_usual_most():
     # The first sample has three pairs, the second two. By the second measure everybody is alike.
     by_pair = np.array([[0.1, 2.0], [0.9, 1.0], [0.2, 1.5], [0.1, 0.9], [0.0, 0.7]])
