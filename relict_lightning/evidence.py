@@ -90,9 +90,7 @@ class Evidence:
         cosine = float(self.hits.feature_similarity[self.compared.pairs[pair]])
         structures = {name: values.pop(name) for name in MEASURES_OF_STRUCTURES}
         by_patches = self.hits.patch_likeness[:, self.compared.pairs[pair]]
-        structures |= zip(
-            ("patch_likeness", "peak_patch_likeness", "alike_patches"), map(float, by_patches), strict=True
-        )
+        structures |= zip(_BY_PATCHES, map(float, by_patches), strict=True)
         return {"voxel": values, "feature": {"cosine_similarity": cosine}, "segmentation": structures}
 
     def transform(self, pair: int) -> Transform:
@@ -176,7 +174,7 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
     # Rounding can put the similarity of two equal images above 1 by a hair.
     named = [(level, similarity) for level in LEVELS for similarity in evidence.similarities(level)]
     distances = [torch.from_numpy(1.0 - similarity).float().clamp_min(0) for _, similarity in named]
-    by_pair = np.zeros((len(codes), len(named) + len(evidence.hits.patch_likeness)))
+    by_pair = np.zeros((len(codes), len(named) + len(_BY_PATCHES)))
     by_measure = np.full((count, by_pair.shape[1]), -np.inf)
     for start, stop in pairwise(np.searchsorted(evidence.sample, np.arange(count + 1))):
         for column, distance in enumerate(distances):
@@ -189,7 +187,7 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
         by_pair[:, column] = of_hits[evidence.compared.pairs]
         np.maximum.at(by_measure[:, column], evidence.hits.sample, of_hits)
     return Likeness(
-        columns=(*(level for level, _ in named), *[_STRUCTURES] * len(evidence.hits.patch_likeness)),
+        columns=(*(level for level, _ in named), *[_STRUCTURES] * len(_BY_PATCHES)),
         by_measure=by_measure,
         by_pair=by_pair,
         sample=evidence.sample,

@@ -97,10 +97,8 @@ class LocalLikeness:
     @classmethod
     def joined(cls, parts: Sequence["LocalLikeness"]) -> "LocalLikeness":
         """Return the pairs of some portions of the samples, in order."""
-        empty = cls(
-            sample=np.zeros(0, np.int64), training=np.zeros(0, np.int64), values=np.zeros((_WAYS, 0), np.float32)
-        )
-        parts = [empty, *parts]
+        nothing = np.zeros(0, np.int64)
+        parts = [cls(sample=nothing, training=nothing, values=np.zeros((_WAYS, 0), np.float32)), *parts]
         sample, training = (np.concatenate([getattr(part, name) for part in parts]) for name in ("sample", "training"))
         order = np.lexsort((training, sample))
         values = np.concatenate([part.values for part in parts], axis=1)
