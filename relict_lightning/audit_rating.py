@@ -25,7 +25,7 @@ SCORES: Mapping[str, str] = {
     "voxel: normalized cross-correlation": "voxel_normalized_cross_correlation",
     "voxel: structural similarity": "voxel_structural_similarity",
     "feature: cosine similarity": "feature_cosine_similarity",
-    "segmentation: what stands out": "segmentation_unmoved_salient_similarity",
+    "segmentation: what stands out": "segmentation_salient_similarity",
     "segmentation: patches": "segmentation_patch_likeness",
     "segmentation: mean Dice": "segmentation_mean_dice",
     "all levels: score": "score",

@@ -8,8 +8,8 @@ the best hit of each of the patients that fit best, moved, as they lie, by what 
 the working grid, and measures at full resolution, once moved and once unmoved. Both count, because an alignment brings
 unlike people closer too: a copy that was not moved, or not yet complete, stands out most where nothing is.
 
-What stands out of the images (`Saliency`) is compared on its own, moved and as it lies, and displaced by a little
-either way: it may have been copied without anything around it that an alignment could hold on to.
+What stands out of the images (`Saliency`) is compared on its own, as it lies and displaced by a little either way: it
+may have been copied without anything around it that an alignment could hold on to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,6 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 MEASURES_OF_STRUCTURES = (
     "salient_similarity",
-    "unmoved_salient_similarity",
     "mean_dice",
     "unmoved_dice",
 )
@@ -151,7 +150,7 @@ def compare_hits(
         final[here] = moved
         for name in MEASURES:
             measures[name][here] = values[name]
-    measures["unmoved_salient_similarity"] = salient[torch.from_numpy(chosen)].numpy()
+    measures["salient_similarity"] = salient[torch.from_numpy(chosen)].numpy()
     return Compared(pairs=chosen, maps=final, measures=measures)
 
 
@@ -269,10 +268,6 @@ class _Work:
             else:
                 found = _Aligned(map_, patients.likeness(samples, map_))
             moved[here], values["residual_correlation"][here] = (one.cpu().numpy() for one in found)
-            if self.align:
-                values["salient_similarity"][here] = self.structures.moved(
-                    *self._named(pairs[here]), found.maps
-                ).numpy()
         # Whole images may be many times as large as the working grid.
         whole_size = max(1, _VOXELS_AT_ONCE // int(np.prod(self.images.shape[1:])))
         for here in _parts(np.arange(len(pairs)), whole_size):
@@ -286,7 +281,7 @@ class _Work:
         patients = _Placed.of(halved(images), place, self.coarse)
         stay = affine_identity(len(pairs), samples.ndim - 2).to(self.device)
         unmoved = patients.likeness(samples, stay)
-        salient = self.structures.as_they_lie(*self._named(pairs))
+        salient = self.structures.similarities(*self._named(pairs))
         if not self.align:
             return _FirstLook(stay, unmoved, unmoved, salient)
         _, steps = align_translation(samples, patients.images, max_shift=self.max_shift)

@@ -31,7 +31,6 @@ _SMALLEST_DISTANCE = 1e-12
 _SMALLEST_RATIO = 1 / 20
 # Fewer patches that are alike say nothing.
 _LEAST_PATCHES = 0.1
-_SALIENT = ("salient_similarity", "unmoved_salient_similarity")
 _BY_PATCHES = ("patch_likeness", "peak_patch_likeness", "alike_patches")
 _STRUCTURES: Level = "segmentation"
 
@@ -81,8 +80,8 @@ class Evidence:
         if level == "voxel":
             whole = (measures["residual_correlation"], measures["unmoved_similarity"])
             return whole if self.has_label_maps else (*whole, *dice)
-        salient = tuple(measures[name] for name in _SALIENT)
-        return (*salient, *dice) if self.has_label_maps else salient
+        salient = measures["salient_similarity"]
+        return (salient, *dice) if self.has_label_maps else (salient,)
 
     def describe(self, pair: int) -> dict[Level, dict[str, float]]:
         """Return the measures of one compared pair, per level, by name."""

@@ -240,9 +240,9 @@ def test_classes_of_intensity_are_evidence_of_voxels_and_label_maps_of_structure
     for with_dice, level in ((evidence, "segmentation"), (by_intensity, "voxel")):
         for expected, found in zip(dice, with_dice.similarities(level)[-2:], strict=True):
             np.testing.assert_array_equal(found, expected)
-    assert likeness.columns == ("voxel",) * 2 + ("feature",) + ("segmentation",) * 7
+    assert likeness.columns == ("voxel",) * 2 + ("feature",) + ("segmentation",) * 6
     columns = judge(by_intensity, _reference(training), count=2).columns
-    assert columns == ("voxel",) * 4 + ("feature",) + ("segmentation",) * 5
+    assert columns == ("voxel",) * 4 + ("feature",) + ("segmentation",) * 4
 
 
 def test_chunks_of_pairs_change_no_number(monkeypatch):
