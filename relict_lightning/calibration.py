@@ -11,7 +11,7 @@ How levels are put together (`Rule`) is settled before any sample is seen, on co
 on purpose. A copy copies the structures of a patient, its vessels or lesions, whatever is around them. So structures
 should lead: what is around them may look like a patient's, or lie between two patients, and copy nobody. But where
 structures show too little, as in blurred or coarse images, copies would be missed. So they lead where that loses at
-most one in ten of the planted copies, and all levels count alike elsewhere.
+most one in ten of the planted copies, and at most half of any kind, and all levels count alike elsewhere.
 
 Such a p-value cannot be smaller than one over the size of the control plus one, and with a few hundred held-out
 patients that hides rates below a tenth. So a sample that is more like a copy than every held-out patient gets a p-value
@@ -41,8 +41,8 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 # Differences in copy-likeness below this are no evidence, however little the control varies.
 _SMALLEST_SPREAD = 0.01
 # Planted copies count as found at this p-value, which a false discovery rate of 5 % asks for where one sample in five
-# is a copy; and so many of them must still be found where structures lead.
-_FOUND, _KEPT_SHARE = 0.01, 0.9
+# is a copy; and so many of them, and of each kind of alteration, must still be found where structures lead.
+_FOUND, _KEPT_SHARE, _KEPT_OF_KIND = 0.01, 0.9, 0.5
 # Makes the median absolute deviation of a normal variable its standard deviation.
 _NORMAL_CONSISTENCY = 1.4826
 
@@ -68,20 +68,24 @@ class Rule:
         return tuple(dict.fromkeys(self.columns))
 
 
-def choose_rule(planted: Array, control: Array, columns: Sequence[str]) -> Rule:
+def choose_rule(planted: Array, control: Array, columns: Sequence[str], *, kinds: Sequence[str]) -> Rule:
     """Return the rule for a training set: structures lead where few of the planted copies are lost by that.
 
     Args:
         planted: Copy-likeness of copies of training images, `[n, c]`.
         control: Copy-likeness of held-out images, `[h, c]`.
         columns: The level of each measure.
+        kinds: How each of the copies was altered, `[n]`.
     """
     led, open_ = (Rule(columns=tuple(columns), led=which) for which in (True, False))
     # Small controls cannot give smaller ones.
     smallest = 1 / (1 + len(control))
-    p_values = {rule: calibrate(planted, control, rule).p_values for rule in (led, open_)}
-    found = {rule: int((of_rule <= max(_FOUND, smallest)).sum()) for rule, of_rule in p_values.items()}
-    return led if found[led] >= _KEPT_SHARE * found[open_] else open_
+    found = {rule: calibrate(planted, control, rule).p_values <= max(_FOUND, smallest) for rule in (led, open_)}
+    of_kind = np.array(kinds)
+    wanted = [(np.full(len(of_kind), fill_value=True), _KEPT_SHARE)]
+    wanted += [(of_kind == kind, _KEPT_OF_KIND) for kind in dict.fromkeys(kinds)]
+    keeps = all(found[led][which].sum() >= share * found[open_][which].sum() for which, share in wanted)
+    return led if keeps else open_
 
 
 @dataclass(frozen=True, kw_only=True)

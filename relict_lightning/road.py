@@ -130,7 +130,7 @@ class Road:
         if min(self.training.image_shape[1:]) >= SMALLEST_SIDE:
             planted = self._plant(without_patients(heldout, leaks), copies_per_alteration=_PLANTED, seed=0)
             of_planted = self._look_at_planted(planted)
-            rule = choose_rule(of_planted.likeness.by_measure, likeness, rule.columns)
+            rule = choose_rule(of_planted.likeness.by_measure, likeness, rule.columns, kinds=planted.alteration)
             self_test = self._evaluated(planted, of_planted, likeness, rule, fdr=fdr)
         return Control(
             likeness=likeness,

@@ -78,7 +78,17 @@ def test_structures_lead_where_that_loses_at_most_one_in_ten_planted_copies(lost
     planted = np.full((20, 2), 0.9)
     planted[:lost, 1] = 0.0
 
-    assert choose_rule(planted, control, ("voxel", "segmentation")).led == led
+    assert choose_rule(planted, control, ("voxel", "segmentation"), kinds=["plain"] * 20).led == led
+
+
+@pytest.mark.parametrize(("lost", "led"), [(0, True), (1, True), (2, False)])
+def test_structures_lead_where_that_loses_at_most_half_of_the_copies_of_every_kind(lost, led):
+    control = np.random.default_rng(0).uniform(0, 0.2, (99, 2))
+    planted = np.full((30, 2), 0.9)
+    planted[:lost, 1] = 0.0
+
+    kinds = ["shift"] * 2 + ["plain"] * 28
+    assert choose_rule(planted, control, ("voxel", "segmentation"), kinds=kinds).led == led
 
 
 @pytest.mark.parametrize(
@@ -90,7 +100,7 @@ def test_structures_do_not_lead_where_they_find_copies_only_just(controls, by_st
     control = np.stack([np.linspace(0, 0.2, controls)] * 2, axis=1)
     planted = np.tile([0.9, by_structures], (20, 1))
 
-    assert choose_rule(planted, control, ("voxel", "segmentation")).led == led
+    assert choose_rule(planted, control, ("voxel", "segmentation"), kinds=["plain"] * 20).led == led
 
 
 def test_a_control_that_does_not_vary_does_not_blow_scores_up():

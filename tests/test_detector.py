@@ -817,7 +817,7 @@ def test_learning_a_rule_needs_held_out_images(heads):
 def test_a_control_that_has_the_look_of_the_samples_is_only_ever_stricter(heads, fitted, tmp_path):
     training, heldout, fresh = heads
     planted = plant_replicas(training, fresh[:24], rate=0.5, seed=0, alterations=["plain"])
-    samples = gaussian_blur(planted.images, sigma=1.5)
+    samples = gaussian_blur(planted.images, sigma=0.8)
     detector = ReplicaDetector(match_look=True).fit(training, heldout)
 
     plain, matched = fitted.detect(samples), detector.detect(samples)
