@@ -1,15 +1,9 @@
 """Giving images the look of samples: as sharp as these are, and as bright.
 
 A generator's samples differ from patients in more than being new: a decoder blurs, and drifts in contrast. What is left
-of the difference, once held-out images look alike, is that they show other patients.
-
-| name | what it does |
-| --- | --- |
-| `as_decoded` | blurs images as the decoder of a generator does at least, before any sample is seen |
-| `match_look` | makes images look like given samples |
-
-`match_look` filters images to the samples' mean power at every frequency, whatever its direction, and maps their
-intensities to the samples' histogram. Both are means over many images; no single sample can be told from them.
+of the difference, once held-out images look alike, is that they show other patients. So images are filtered to the
+samples' mean power at every frequency, whatever its direction, and their intensities mapped to the samples' histogram.
+Both are means over many images; no single sample can be told from them.
 """
 
 from collections.abc import Iterator
@@ -19,13 +13,10 @@ from typing import Any, final
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import ndimage
 from torch import Tensor
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
-# A generator never hands out the scan that went in. Autoencoders of latent models lose about this much sharpness.
-_DECODER_VOXELS = 0.7
 # Bands of frequency, up to the highest along an axis. In each a filter is constant but for interpolation.
 _BANDS = 32
 # Where images have next to no power, as empty ones do, a ratio says nothing; and noise is not amplified by more.
@@ -33,12 +24,6 @@ _SMALLEST_POWER, _LARGEST_GAIN = 1e-12, 4.0
 _QUANTILES = 257
 # Voxels of each image that its histogram is made of.
 _VOXELS = 1 << 14
-
-
-def as_decoded(images: Float[Tensor, "n c *spatial"]) -> Float[Tensor, "n c *spatial"]:
-    """Return images blurred by 0.7 voxels, the border continued."""
-    widths = (0.0, 0.0, *[_DECODER_VOXELS] * (images.ndim - 2))
-    return torch.from_numpy(ndimage.gaussian_filter(images.numpy(), widths, mode="nearest"))
 
 
 @final

@@ -21,7 +21,7 @@ from relict_lightning.control import Control, one_image_per_group, without_patie
 from relict_lightning.errors import EmptyDataError
 from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.index import Reference
-from relict_lightning.look_matching import as_decoded, match_look
+from relict_lightning.look_matching import match_look
 from relict_lightning.planting import PlantedCopies, plant_copies
 from relict_lightning.retrieval import make_queries, retrieve
 from relict_lightning.segmenters import label_maps
@@ -105,9 +105,8 @@ class Road:
     def measure_control(self, heldout: Reference, *, fdr: float) -> Control:
         """Return what is measured of one image of each held-out patient, and the rule that planted copies choose.
 
-        They are blurred as the decoder of a generator blurs, because smooth images are more alike to others than sharp
-        ones, and samples are smooth. Images that resemble training images as only copies and new scans of the same
-        patient do are left out: the control would take copies for usual.
+        Images that resemble training images as only copies and new scans of the same patient do are left out: the
+        control would take copies for usual.
 
         Args:
             heldout: The held-out images, none known to be of a training patient.
@@ -118,8 +117,8 @@ class Road:
         """
         started = time.perf_counter()
         positions = one_image_per_group(heldout)
-        images = as_decoded(torch.from_numpy(heldout.fetch_volumes(positions)))
-        look = self.look(images, self._label_maps(heldout, positions, images))
+        images = torch.from_numpy(heldout.fetch_volumes(positions))
+        look = self.look(images, torch.from_numpy(heldout.fetch_label_maps(positions)))
         is_leak = _are_leaks(look)
         if (~is_leak).sum() < _FEWEST:
             raise EmptyDataError(
@@ -151,7 +150,10 @@ class Road:
         """
         positions = one_image_per_group(heldout)
         images = match_look(torch.from_numpy(heldout.fetch_volumes(positions)), samples)
-        return self.look(images, self._label_maps(heldout, positions, images)).likeness.by_measure
+        maps = torch.from_numpy(heldout.fetch_label_maps(positions))
+        if not self.brings_label_maps:
+            maps = label_maps(self.segmenter, images, device=self.device)
+        return self.look(images, maps).likeness.by_measure
 
     def test_itself(
         self, heldout: Reference, control: Control, *, copies_per_alteration: int, seed: int, fdr: float
@@ -171,12 +173,6 @@ class Road:
         planted = self._plant(heldout, copies_per_alteration=copies_per_alteration, seed=seed)
         look = self._look_at_planted(planted)
         return self._evaluated(planted, look, control.likeness, control.rule, fdr=fdr)
-
-    def _label_maps(self, heldout: Reference, positions: Array, images: Tensor) -> Tensor:
-        """Return label maps of held-out images that were given another look."""
-        if self.brings_label_maps:
-            return torch.from_numpy(heldout.fetch_label_maps(positions))
-        return label_maps(self.segmenter, images, device=self.device)
 
     def _plant(self, heldout: Reference, *, copies_per_alteration: int, seed: int) -> PlantedCopies:
         return self.training.processes.together(

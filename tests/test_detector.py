@@ -710,7 +710,7 @@ def test_a_detector_that_was_saved_by_a_version_that_measured_otherwise_is_refus
     saved = fitted.save(tmp_path / "detector")
     monkeypatch.undo()
 
-    with pytest.raises(IndexStaleError, match="measurement 1, now 6"):
+    with pytest.raises(IndexStaleError, match="measurement 1, now 5"):
         ReplicaDetector.load(saved)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from relict_lightning.look_matching import Appearance, as_decoded, match_look
+from relict_lightning.look_matching import Appearance, match_look
 from relict_lightning.testing import apply_generator_look, simulate_heads
 from relict_lightning.testing.look import gaussian_blur
 
@@ -87,16 +87,3 @@ def test_the_images_given_are_left_as_they_are():
     match_look(held, gaussian_blur(held, sigma=1.0))
 
     assert torch.equal(held, before)
-
-
-def test_a_decoder_blurs_a_little_along_every_axis_and_moves_nothing():
-    images = torch.zeros(2, 1, 15, 15, 15)
-    images[:, :, 7, 7, 7] = 1.0
-
-    decoded = as_decoded(images)
-
-    assert decoded.sum() == pytest.approx(2.0, rel=1e-4)
-    assert decoded[0, 0, 7, 7, 7] == decoded.max() < 0.3
-    for axis in (2, 3, 4):
-        assert torch.allclose(decoded, decoded.flip(axis), atol=1e-6)
-    assert torch.allclose(as_decoded(torch.full((1, 2, 8, 8), 0.3)), torch.tensor(0.3))
