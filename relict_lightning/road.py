@@ -129,7 +129,7 @@ class Road:
         likeness, rule, self_test = look.likeness.by_measure[~is_leak], Rule(columns=look.likeness.columns), None
         if min(self.training.image_shape[1:]) >= SMALLEST_SIDE:
             planted = self._plant(without_patients(heldout, leaks), copies_per_alteration=_PLANTED, seed=0)
-            of_planted = self._look_at_planted(planted)
+            of_planted = self._look_at_altered(planted.images, planted.label_maps)
             rule = choose_rule(of_planted.likeness.by_measure, likeness, rule.columns, kinds=planted.alteration)
             self_test = self._evaluated(planted, of_planted, likeness, rule, fdr=fdr)
         return Control(
@@ -150,10 +150,7 @@ class Road:
         """
         positions = one_image_per_group(heldout)
         images = match_look(torch.from_numpy(heldout.fetch_volumes(positions)), samples)
-        maps = torch.from_numpy(heldout.fetch_label_maps(positions))
-        if not self.brings_label_maps:
-            maps = label_maps(self.segmenter, images, device=self.device)
-        return self.look(images, maps).likeness.by_measure
+        return self._look_at_altered(images, torch.from_numpy(heldout.fetch_label_maps(positions))).likeness.by_measure
 
     def test_itself(
         self, heldout: Reference, control: Control, *, copies_per_alteration: int, seed: int, fdr: float
@@ -171,7 +168,7 @@ class Road:
             ConfigurationError: If `copies_per_alteration` is below 1.
         """
         planted = self._plant(heldout, copies_per_alteration=copies_per_alteration, seed=seed)
-        look = self._look_at_planted(planted)
+        look = self._look_at_altered(planted.images, planted.label_maps)
         return self._evaluated(planted, look, control.likeness, control.rule, fdr=fdr)
 
     def _plant(self, heldout: Reference, *, copies_per_alteration: int, seed: int) -> PlantedCopies:
@@ -180,11 +177,11 @@ class Road:
             doing="Planting copies",
         )
 
-    def _look_at_planted(self, planted: PlantedCopies) -> Look:
-        maps = planted.label_maps
-        if not self.brings_label_maps:
-            maps = label_maps(self.segmenter, planted.images, device=self.device)
-        return self.look(planted.images, maps)
+    def _look_at_altered(self, images: Tensor, maps: Tensor) -> Look:
+        """Return what is measured of images that were made of others, given the label maps that those would bring."""
+        return self.look(
+            images, maps if self.brings_label_maps else label_maps(self.segmenter, images, device=self.device)
+        )
 
     def _evaluated(
         self, planted: PlantedCopies, look: Look, control_likeness: Array, rule: Rule, *, fdr: float

@@ -7,7 +7,7 @@ from relict_lightning.index.exact import ExactIndex
 from relict_lightning.index.fingerprint import combine, digest_module
 from relict_lightning.index.reference import Reference, read_reference, subset, write_reference
 from relict_lightning.index.rows import MemoryRows
-from relict_lightning.index.search import BestHits, merge_hits
+from relict_lightning.index.search import merge_hits
 from relict_lightning.index.sharing import SharedIndex
 from relict_lightning.index.views import coarse_view, feature_view, label_view
 from relict_lightning.index.volumes import IntensityScale, Store
@@ -17,7 +17,6 @@ __all__ = [
     "FEATURE",
     "LABELS",
     "VIEWS",
-    "BestHits",
     "BuildOptions",
     "Check",
     "Entry",
