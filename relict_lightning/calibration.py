@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import (
@@ -43,8 +44,6 @@ _SMALLEST_SPREAD = 0.01
 # Planted copies count as found at this p-value, which a false discovery rate of 5 % asks for where one sample in five
 # is a copy; and so many of them, and of each kind of alteration, must still be found where structures lead.
 _FOUND, _KEPT_SHARE, _KEPT_OF_KIND = 0.01, 0.9, 0.5
-# Makes the median absolute deviation of a normal variable its standard deviation.
-_NORMAL_CONSISTENCY = 1.4826
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +177,8 @@ def _tail(scores: Array, control_scores: Array) -> Array:
 def _location_and_spread(bags: Array) -> tuple[Array, Array]:
     """Return median and robust standard deviation per bag and measure, `[b, 1, c]`."""
     location = np.median(bags, axis=1, keepdims=True)
-    deviation = np.median(np.abs(bags - location), axis=1, keepdims=True)
-    return location, np.maximum(_NORMAL_CONSISTENCY * deviation, _SMALLEST_SPREAD)
+    spread = stats.median_abs_deviation(bags, axis=1, scale="normal")[:, None]
+    return location, np.maximum(spread, _SMALLEST_SPREAD)
 
 
 def _by_level(bags: Array, location: Array, spread: Array, rule: Rule) -> Array:

@@ -58,7 +58,7 @@ from relict_lightning.intensities import warn_of_other_intensities
 from relict_lightning.processes import Processes
 from relict_lightning.results import DetectionResult, MatchedPair
 from relict_lightning.road import Road
-from relict_lightning.rule_learning import LearnedRule, learn_rule
+from relict_lightning.rule_learning import LearnedRule, checked_ratings, learn_rule
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 from relict_lightning.self_test import SelfTest
 from relict_lightning.usual import Usual, describe_usual, read_usual, write_usual
@@ -326,13 +326,15 @@ class ReplicaDetector:
                 "A rule says how far levels exceed what is usual in held-out images, and there are none. "
                 "Pass them to `fit(training, heldout)`."
             )
+        # Looking at samples takes minutes, and too few ratings are found at once.
+        rated = checked_ratings(is_replica)
         _, look = self._look(generated, generated_segmentations)
         control, rule = fitted.control.likeness, fitted.control.rule
         match = look.evidence.training[look.likeness.best_pairs(control=control, rule=rule)]
         learned = learn_rule(
             look.likeness.by_measure,
             control,
-            is_replica=np.asarray(is_replica),
+            is_replica=rated,
             groups=fitted.training.group_codes[match],
             rule=rule,
             seed=seed,

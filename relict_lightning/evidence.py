@@ -18,6 +18,7 @@ from relict_lightning.calibration import Rule, level_excess
 from relict_lightning.comparison import MEASURES_OF_STRUCTURES, Compared
 from relict_lightning.functional import neighbor_ratio
 from relict_lightning.index import Reference
+from relict_lightning.patches import MEASURES_OF_PATCHES
 from relict_lightning.results import LEVELS, Level, Transform
 from relict_lightning.retrieval import Hits, Queries
 
@@ -31,7 +32,6 @@ _SMALLEST_DISTANCE = 1e-12
 _SMALLEST_RATIO = 1 / 20
 # Fewer patches that are alike say nothing.
 _LEAST_PATCHES = 0.1
-_BY_PATCHES = ("patch_likeness", "peak_patch_likeness", "alike_patches")
 _STRUCTURES: Level = "segmentation"
 
 
@@ -89,7 +89,7 @@ class Evidence:
         cosine = float(self.hits.feature_similarity[self.compared.pairs[pair]])
         structures = {name: values.pop(name) for name in MEASURES_OF_STRUCTURES}
         by_patches = self.hits.patch_likeness[:, self.compared.pairs[pair]]
-        structures |= zip(_BY_PATCHES, map(float, by_patches), strict=True)
+        structures |= zip(MEASURES_OF_PATCHES, map(float, by_patches), strict=True)
         return {"voxel": values, "feature": {"cosine_similarity": cosine}, "segmentation": structures}
 
     def transform(self, pair: int) -> Transform:
@@ -173,7 +173,7 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
     # Rounding can put the similarity of two equal images above 1 by a hair.
     named = [(level, similarity) for level in LEVELS for similarity in evidence.similarities(level)]
     distances = [torch.from_numpy(1.0 - similarity).float().clamp_min(0) for _, similarity in named]
-    by_pair = np.zeros((len(codes), len(named) + len(_BY_PATCHES)))
+    by_pair = np.zeros((len(codes), len(named) + len(MEASURES_OF_PATCHES)))
     by_measure = np.full((count, by_pair.shape[1]), -np.inf)
     for start, stop in pairwise(np.searchsorted(evidence.sample, np.arange(count + 1))):
         for column, distance in enumerate(distances):
@@ -186,7 +186,7 @@ def judge(evidence: Evidence, reference: Reference, *, count: int) -> Likeness:
         by_pair[:, column] = of_hits[evidence.compared.pairs]
         np.maximum.at(by_measure[:, column], evidence.hits.sample, of_hits)
     return Likeness(
-        columns=(*(level for level, _ in named), *[_STRUCTURES] * len(_BY_PATCHES)),
+        columns=(*(level for level, _ in named), *[_STRUCTURES] * len(MEASURES_OF_PATCHES)),
         by_measure=by_measure,
         by_pair=by_pair,
         sample=evidence.sample,

@@ -33,6 +33,8 @@ from relict_lightning.index import Entry, EntryWriter, Reference
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
+MEASURES_OF_PATCHES = ("patch_likeness", "peak_patch_likeness", "alike_patches")
+
 # Sides of the grid: an image then takes 64 KiB in 3-D and 8 KiB in 2-D, and a block has some 120 voxels in both.
 _GRID_SIDE = {2: 64, 3: 32}
 # Smaller blocks are alike by chance, and in larger ones a lesion is lost.
@@ -42,7 +44,6 @@ _SMALLEST_SIDE = 2
 _LEAST_SHARE = 0.1
 # And by the highest tenth with the fourth root of that share: half as much for a sixteenth.
 _ROOT = 0.25
-_WAYS = 3
 # A share of the intensity range: the noise of scanners is about as large once it is averaged over a voxel of the grid.
 # The correlation of two blocks that hold nothing else must not count.
 _NOISE = 0.01
@@ -85,9 +86,9 @@ class LocalLikeness:
     Attributes:
         sample: Position of the sample, `[p]`, in order.
         training: Position of the training image, `[p]`, in order for each sample.
-        values: How alike the block is in which they are so most, as blocks count by all that stands out of the sample,
-            and by its highest tenth, both in [0, 1]; and how many blocks are alike to the image's group, `[3, p]`. Of
-            all other pairs all three are 0.
+        values: `MEASURES_OF_PATCHES` in order, `[3, p]`: how alike the block is in which they are so most, as blocks
+            count by all that stands out of the sample, and by its highest tenth, both in [0, 1]; and how many blocks
+            are alike to the image's group. Of all other pairs all three are 0.
     """
 
     sample: Array
@@ -97,8 +98,8 @@ class LocalLikeness:
     @classmethod
     def joined(cls, parts: Sequence["LocalLikeness"]) -> "LocalLikeness":
         """Return the pairs of some portions of the samples, in order."""
-        nothing = np.zeros(0, np.int64)
-        parts = [cls(sample=nothing, training=nothing, values=np.zeros((_WAYS, 0), np.float32)), *parts]
+        nothing, no_values = np.zeros(0, np.int64), np.zeros((len(MEASURES_OF_PATCHES), 0), np.float32)
+        parts = [cls(sample=nothing, training=nothing, values=no_values), *parts]
         sample, training = (np.concatenate([getattr(part, name) for part in parts]) for name in ("sample", "training"))
         order = np.lexsort((training, sample))
         values = np.concatenate([part.values for part in parts], axis=1)
@@ -106,7 +107,7 @@ class LocalLikeness:
 
     def of_pairs(self, sample: Array, training: Array) -> Array:
         """Return the values of pairs, `[3, p]`."""
-        found = np.zeros((_WAYS, len(sample)), dtype=np.float32)
+        found = np.zeros((len(MEASURES_OF_PATCHES), len(sample)), dtype=np.float32)
         if len(self.sample):
             size = 1 + max(int(self.training.max()), int(training.max(initial=0)))
             mine, wanted = self.sample * size + self.training, sample * size + training
@@ -205,7 +206,7 @@ class Patches:
         grids = np.concatenate([queries.grids[samples] for queries in mirrorings])
         weights = np.concatenate([queries.weights[:, samples] for queries in mirrorings], axis=1)
         mirroring, sample = np.indices((len(mirrorings), len(samples))).reshape(2, -1)
-        best = np.zeros((_WAYS, len(samples), len(self.grids)), dtype=np.float32)
+        best = np.zeros((len(MEASURES_OF_PATCHES), len(samples), len(self.grids)), dtype=np.float32)
         blocks = np.zeros((len(mirrorings), len(samples), int(codes.max()) + 1), dtype=np.float32)
         for number, corner in enumerate(itertools.product(*self.starts)):
             block: Any = tuple(slice(start, start + side) for start, side in zip(corner, self.sides, strict=True))

@@ -13,7 +13,7 @@ References:
     characteristic curves, doi:10.2307/2531595.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +62,26 @@ class LearnedRule:
     replicas: int
 
 
+def checked_ratings(is_replica: Sequence[bool] | Array) -> Array:
+    """Return ratings as an array `[n]`.
+
+    Raises:
+        ConfigurationError: If they are not booleans, or there are fewer than 10 of either.
+    """
+    ratings = np.asarray(is_replica)
+    odd = ratings[~np.isin(ratings, (False, True))]
+    if len(odd):
+        raise ConfigurationError(f"Ratings must be booleans, True for a replica; got values such as {odd[0]!r}.")
+    rated = ratings.astype(bool)
+    copies = int(rated.sum())
+    if min(copies, rated.size - copies) < _FEWEST_OF_EACH:
+        raise ConfigurationError(
+            f"Learning a rule needs at least {_FEWEST_OF_EACH} samples rated as replicas and {_FEWEST_OF_EACH} rated "
+            f"as not; got {copies} and {rated.size - copies}. Rate more pairs."
+        )
+    return rated
+
+
 def learn_rule(
     likeness: Array, control: Array, *, is_replica: Array, groups: Array, rule: Rule, seed: int = 0
 ) -> LearnedRule:
@@ -83,17 +103,13 @@ def learn_rule(
         raise ConfigurationError(
             f"There must be one rating per sample; got ratings {list(is_replica.shape)} of {len(likeness)} samples."
         )
-    odd = is_replica[~np.isin(is_replica, (False, True))]
-    if len(odd):
-        raise ConfigurationError(f"Ratings must be booleans, True for a replica; got values such as {odd[0]!r}.")
-    rated = is_replica.astype(bool)
+    rated = checked_ratings(is_replica)
     for is_copy, said in ((True, "as replicas"), (False, "as not")):
-        samples, patients = int((rated == is_copy).sum()), len(set(groups[rated == is_copy].tolist()))
-        if samples < _FEWEST_OF_EACH or patients < _FOLDS:
+        patients = len(set(groups[rated == is_copy].tolist()))
+        if patients < _FOLDS:
             raise ConfigurationError(
-                f"Learning a rule needs at least {_FEWEST_OF_EACH} samples rated as replicas and {_FEWEST_OF_EACH} "
-                f"rated as not, that match at least {_FOLDS} patients each; got {samples} samples that match "
-                f"{patients} patients rated {said}. Rate more pairs."
+                f"Learning a rule needs samples that match at least {_FOLDS} patients rated as replicas, and as many "
+                f"rated as not; got {patients} patients rated {said}. Rate more pairs."
             )
     label_free = replace(rule, weights=())
     features = np.log1p(level_excess(likeness, control, label_free))

@@ -27,9 +27,9 @@ def test_p_values_of_one_level_worked_by_hand():
 def test_scores_count_robust_standard_deviations_of_the_control():
     calibrated = _calibrated(_column(0.35, 0.05), _column(0.1, 0.2, 0.3, 0.4))
 
-    # Median 0.25, median absolute deviation 0.1, times 1.4826.
-    assert calibrated.scores == pytest.approx([0.1 / 0.14826, 0])
-    assert calibrated.control_scores == pytest.approx([0, 0, 0.05 / 0.14826, 0.15 / 0.14826])
+    # Median 0.25, median absolute deviation 0.1, over 0.67449, which is that of a standard normal.
+    assert calibrated.scores == pytest.approx([0.1 / 0.148260222, 0])
+    assert calibrated.control_scores == pytest.approx([0, 0, 0.05 / 0.148260222, 0.15 / 0.148260222])
 
 
 def test_a_copy_at_one_of_three_levels_keeps_the_root_of_a_third_of_its_score():
@@ -48,7 +48,7 @@ def test_where_structures_lead_another_level_counts_up_to_as_much_as_they_do():
     control = np.random.default_rng(0).uniform(0, 0.2, (99, 3))
     location, spread = (
         np.median(control, axis=0),
-        1.4826 * np.median(np.abs(control - np.median(control, axis=0)), axis=0),
+        1.48260222 * np.median(np.abs(control - np.median(control, axis=0)), axis=0),
     )
     # In standard deviations: structures alone, all others alone, and some of each.
     deviations = np.array([[0.0, 0.0, 6.0], [9.0, 9.0, 0.0], [9.0, 1.0, 2.0]])

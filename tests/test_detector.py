@@ -802,7 +802,7 @@ def test_a_rule_that_ratings_teach_is_used_from_then_on_and_saved(heads, fitted,
 
 @pytest.mark.parametrize(
     ("ratings", "message"),
-    [([True] * 16, r"ratings \[16\] of 32 samples"), ([True] * 32, "0 samples that match 0 patients rated as not")],
+    [([True, False] * 10, r"ratings \[20\] of 32 samples"), ([True] * 32, "not; got 32 and 0")],
 )
 def test_ratings_that_do_not_fit_the_samples_are_refused(heads, fitted, ratings, message):
     with pytest.raises(ConfigurationError, match=message):

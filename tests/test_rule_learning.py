@@ -141,9 +141,9 @@ def test_the_same_ratings_teach_the_same_rule():
 @pytest.mark.parametrize(
     ("is_replica", "groups", "message"),
     [
-        (np.arange(40) < 9, np.arange(40), "9 samples that match 9 patients rated as replicas"),
-        (np.arange(40) < 31, np.arange(40), "9 samples that match 9 patients rated as not"),
-        (np.arange(40) < 20, np.arange(40) // 10, "20 samples that match 2 patients rated as replicas"),
+        (np.arange(40) < 9, np.arange(40), "got 9 and 31"),
+        (np.arange(40) < 31, np.arange(40), "got 31 and 9"),
+        (np.arange(40) < 20, np.arange(40) // 10, "got 2 patients rated as replicas"),
         (np.arange(39) < 20, np.arange(40), r"ratings \[39\] of 40 samples"),
         (np.full(40, 0.5), np.arange(40), "True for a replica; got values such as .*0.5"),
         (np.array(["yes", "no"] * 20), np.arange(40), "True for a replica; got values such as .*yes"),

@@ -81,7 +81,7 @@ def test_the_rate_of_a_level_counts_the_discoveries_of_that_level(scene, result,
     look, _, _, control = scene
     columns = np.array(look.likeness.columns) == level
     location = np.median(control.likeness, axis=0)
-    spread = np.maximum(1.4826 * np.median(np.abs(control.likeness - location), axis=0), 0.01)
+    spread = np.maximum(1.48260222 * np.median(np.abs(control.likeness - location), axis=0), 0.01)
     deviations = [
         torch.from_numpy(((values - location) / spread)[:, columns].max(axis=1))
         for values in (look.likeness.by_measure, control.likeness)
