@@ -483,9 +483,10 @@ def run_detector(
     with_labels = mode == "given"
     detector, seconds = fitted(next(iter(sets.values())), with_labels=with_labels, match_look=match_look)
     yield f"fit {seconds:.0f} s"
-    for kind, null in nulls.items():
-        collected.nulls[mode, kind].append(examine(detector, null, with_labels=with_labels)[0])
     further = None if fresh is None else examine(detector, fresh, with_labels=with_labels)[0]
+    for kind, null in nulls.items():
+        of_null = further if null is fresh else None
+        collected.nulls[mode, kind].append(of_null or examine(detector, null, with_labels=with_labels)[0])
     for name, made in sets.items():
         outcome, result = examine(detector, made, with_labels=with_labels)
         collected.outcomes[name, mode].append(outcome)
@@ -522,13 +523,19 @@ def run_family(family: str, names: Sequence[str], given: argparse.Namespace) -> 
         started = time.perf_counter()
         sets = make_sets(names, seed, given)
         fresh, nulls = None, {}
-        if given.baselines:
-            fresh = without_copies(family, seed, given.generated, look=given.look, generator=given.generator)
         if given.null:
             nulls = {
                 kind: without_copies(family, seed, given.generated, look=look, generator=generator)
                 for kind, (look, generator) in NULLS.items()
             }
+        if given.baselines:
+            settings = given.look, given.generator
+            same = [null for kind, null in nulls.items() if NULLS[kind] == settings]
+            fresh = (
+                same[0]
+                if same
+                else without_copies(family, seed, given.generated, look=given.look, generator=given.generator)
+            )
         spent = [f"data {time.perf_counter() - started:.0f} s"]
         for mode in modes:
             spent += run_detector(sets, fresh, nulls, mode, collected, match_look=given.match_look)

@@ -92,7 +92,7 @@ class Calibrated:
     """Scores and p-values of samples against a control.
 
     Attributes:
-        scores: Fused score per sample, `[n]`, in control standard deviations.
+        scores: Fused score per sample, `[n]`, in control standard deviations, or by a learned rule's weights.
         control_scores: The same of each held-out image, `[h]`.
         p_values: p-value of the fused score, `[n]`, in (0, 1]: conformal within the control, extrapolated beyond it.
         level_p_values: The same for each level alone, `[n, l]`.

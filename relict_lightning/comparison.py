@@ -137,7 +137,7 @@ def compare_hits(
     for pairs, look in first:
         maps[pairs], score[pairs], unmoved[pairs], salient[pairs] = look
     codes = reference.group_codes[hits.training]
-    orders = (score.numpy(), unmoved.numpy(), salient.numpy(), hits.patch_likeness.sum(axis=0))
+    orders = (score.numpy(), unmoved.numpy(), salient.numpy(), _by_patches(hits))
     chosen = np.unique(np.concatenate([_best_patients(hits, codes, by) for by in orders]))
     measures = {name: np.zeros(len(chosen), dtype=np.float32) for name in MEASURES}
     places = np.flatnonzero(np.isin(chosen, held))
@@ -152,6 +152,15 @@ def compare_hits(
             measures[name][here] = values[name]
     measures["salient_similarity"] = salient[torch.from_numpy(chosen)].numpy()
     return Compared(pairs=chosen, maps=final, measures=measures)
+
+
+def _by_patches(hits: Hits) -> Array:
+    """Return how well pairs fit by patches, each measure in shares of the sample's largest, `[p]`."""
+    largest = np.full((len(hits.patch_likeness), 1 + int(hits.sample.max(initial=0))), np.finfo(np.float32).tiny)
+    for of_samples, values in zip(largest, hits.patch_likeness, strict=True):
+        np.maximum.at(of_samples, hits.sample, values)
+    shares: Array = (hits.patch_likeness / largest[:, hits.sample]).sum(axis=0)
+    return shares
 
 
 def _best_patients(hits: Hits, codes: Array, score: Array) -> Array:

@@ -43,6 +43,13 @@ class Control:
         """
         return split_false_positive_rate(self.likeness, self.rule, fdr=fdr).value
 
+    def at(self, fdr: float) -> "Control":
+        """Return the same, its self-test told at a false discovery rate, which may be another than it was made at."""
+        if self.self_test is None:
+            return self
+        rate = split_false_positive_rate(self.likeness, self.rule, fdr=fdr)
+        return replace(self, self_test=replace(self.self_test, fdr=fdr, heldout_false_positive_rate=rate))
+
 
 def merge_copies(reference: Reference) -> Reference:
     """Return a set in which bitwise copies of one image belong to one group, with a warning if there were any.
@@ -145,7 +152,7 @@ def read_control(entry: Entry, *, prefix: str) -> Control:
         rule=Rule(
             columns=tuple(about["rule"]["columns"]),
             led=bool(about["rule"]["led"]),
-            weights=tuple(about["rule"].get("weights", ())),
+            weights=tuple(about["rule"]["weights"]),
         ),
         self_test=None if about["self_test"] is None else SelfTest.from_dict(about["self_test"]),
     )

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from relict_lightning.calibration import Rule
 from relict_lightning.comparison import MEASUREMENT_VERSION
 from relict_lightning.control import (
     Control,
@@ -88,7 +89,8 @@ class ReplicaDetector:
             to a tenth of the shortest side), rotation, scale and shear, "none" compares images as they are.
         match_look: Whether `detect`, where it finds replicas, measures the held-out images once more, filtered and
             recoloured to look like the samples, and lets the stricter of both controls decide. For generators whose
-            samples are much more blurred or noisy than patients; it costs as much as checking so many samples.
+            samples are much more blurred or noisy than patients; it costs as much as checking so many samples. The
+            self-test judges planted copies by the first control alone.
         cache_dir: Folder in which what `fit` builds is kept and found again. None keeps it in memory. It holds
             patient data.
         store: How the training images are kept for comparison: "float16", "uint8" (half the space, to 1/510 of each
@@ -276,7 +278,8 @@ class ReplicaDetector:
         fdr = self.fdr if fdr is None else fdr
         _check_fdr(fdr)
         fitted = self._state
-        images, look = self._look(generated, generated_segmentations)
+        images, given_maps = self._samples(generated, generated_segmentations)
+        look = self._look(images, given_maps)
         if fitted.control is None or fitted.unseen is None:
             return conclude_without_control(look, fitted.training, fdr=fdr)
         self._warn_if_nothing_can_be_found(len(look), fdr)
@@ -328,7 +331,12 @@ class ReplicaDetector:
             )
         # Looking at samples takes minutes, and too few ratings are found at once.
         rated = checked_ratings(is_replica)
-        _, look = self._look(generated, generated_segmentations)
+        images, given_maps = self._samples(generated, generated_segmentations)
+        if len(rated) != len(images):
+            raise ConfigurationError(
+                f"There must be one rating per sample; got {len(rated)} ratings of {len(images)} samples."
+            )
+        look = self._look(images, given_maps)
         control, rule = fitted.control.likeness, fitted.control.rule
         match = look.evidence.training[look.likeness.best_pairs(control=control, rule=rule)]
         learned = learn_rule(
@@ -339,7 +347,7 @@ class ReplicaDetector:
             rule=rule,
             seed=seed,
         )
-        self._fitted = replace(fitted, control=replace(fitted.control, rule=learned.rule))
+        self._fitted = replace(fitted, control=self._ruled(fitted.control, learned.rule))
         return learned
 
     def matched_pairs(self, generated: Images, result: DetectionResult, positions: Sequence[int]) -> list[MatchedPair]:
@@ -533,8 +541,10 @@ class ReplicaDetector:
         detector._fitted = read_fitted(entry)
         return detector
 
-    def _look(self, generated: Images, generated_segmentations: Any | None) -> tuple[Tensor, Look]:
-        """Return samples on the training set's scale, and what is measured of them."""
+    def _samples(
+        self, generated: Images, generated_segmentations: Any | None
+    ) -> tuple[Float[Tensor, "n c *spatial"], Tensor | None]:
+        """Return samples on the training set's scale, and the label maps that came with them, if they had to."""
         fitted = self._state
         if fitted.needs_label_maps and generated_segmentations is None:
             raise ConfigurationError(
@@ -548,8 +558,11 @@ class ReplicaDetector:
             )
         images, given_maps = self._read_samples(generated, generated_segmentations)
         warn_of_other_intensities(images, fitted.training)
-        maps = self._segment(images) if given_maps is None else given_maps
-        return images, self._fitted_road.look(images, maps)
+        return images, given_maps
+
+    def _look(self, images: Float[Tensor, "n c *spatial"], given_maps: Tensor | None) -> Look:
+        """Return what is measured of samples."""
+        return self._fitted_road.look(images, self._segment(images) if given_maps is None else given_maps)
 
     @property
     def _state(self) -> Fitted:
@@ -625,7 +638,7 @@ class ReplicaDetector:
             find = partial(_found_control, directory) if self.processes.is_first else _nothing
             found = self.processes.gather(find, doing="Reading the control")[0]
             if found is not None:
-                return found
+                return found[0], found[1].at(self.fdr)
         usual = describe_usual(training)
         control = self._road(training, usual, needs_label_maps=needs_label_maps).measure_control(heldout, fdr=self.fdr)
         if directory is not None:
@@ -667,6 +680,14 @@ class ReplicaDetector:
             top_k=self.top_k,
             device=self.device,
         )
+
+    def _ruled(self, control: Control, rule: Rule) -> Control:
+        """Return the control with another rule, and what is found of planted copies by that one."""
+        changed = replace(control, rule=rule)
+        heldout = self._state.unseen
+        if rule == control.rule or control.self_test is None or heldout is None:
+            return changed
+        return replace(changed, self_test=self._fitted_road.test_itself(heldout, changed, fdr=self.fdr))
 
     def _warn_if_nothing_can_be_found(self, num_samples: int, fdr: float) -> None:
         too_few = self.heldout_groups < TAIL_CONTROLS

@@ -6,7 +6,6 @@ samples' mean power at every frequency, whatever its direction, and their intens
 Both are means over many images; no single sample can be told from them.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -66,23 +65,27 @@ def match_look(
     frequencies = _frequencies(tuple(images.shape[2:])).numpy()
     ratio = (wanted.power / own.power.clamp_min(_SMALLEST_POWER)).sqrt().clamp_max(_LARGEST_GAIN).numpy()
     gain = torch.from_numpy(np.stack([np.interp(frequencies, centres, of_channel) for of_channel in ratio])).float()
-    filtered = torch.stack(list(_filtered(images, gain)))
+    filtered = torch.empty_like(images)
+    # One image at a time, because several copies of a held-out set may not fit the memory.
+    for place, image in enumerate(images):
+        filtered[place] = _filtered(image, gain)
     source = _quantiles(filtered).numpy()
     for channel, (have, want) in enumerate(zip(source, wanted.quantiles.numpy(), strict=True)):
         # Of intensities that many voxels share, as air does, the middle quantile counts.
         levels, first, count = np.unique(have, return_index=True, return_counts=True)
-        mapped = np.interp(filtered[:, channel].numpy(), levels, want[first + (count - 1) // 2])
-        filtered[:, channel] = torch.from_numpy(mapped.astype(np.float32))
+        mapped = want[first + (count - 1) // 2]
+        for values in filtered[:, channel]:
+            values.copy_(torch.from_numpy(np.interp(values.numpy(), levels, mapped)))
     return filtered
 
 
-def _filtered(images: Tensor, gain: Tensor) -> Iterator[Tensor]:
-    spatial = tuple(images.shape[2:])
-    axes = tuple(range(1, 1 + len(spatial)))
-    for image in images:
-        # The mean is no matter of sharpness; the histogram settles it.
-        mean = image.mean(dim=axes, keepdim=True)
-        yield torch.fft.irfftn(_spectrum(image) * gain, s=spatial, dim=axes) + mean
+def _filtered(image: Float[Tensor, "c *spatial"], gain: Tensor) -> Tensor:
+    """Return an image of which each frequency is multiplied by a gain."""
+    spatial = tuple(image.shape[1:])
+    axes = tuple(range(1, image.ndim))
+    # The mean is no matter of sharpness; the histogram settles it.
+    filtered: Tensor = torch.fft.irfftn(_spectrum(image) * gain, s=spatial, dim=axes)
+    return filtered + image.mean(dim=axes, keepdim=True)
 
 
 def _spectrum(image: Float[Tensor, "c *spatial"]) -> Tensor:
@@ -95,7 +98,9 @@ def _spectrum(image: Float[Tensor, "c *spatial"]) -> Tensor:
 def _bands(spatial: tuple[int, ...]) -> tuple[Tensor, Array, Tensor]:
     """Return the band of each entry of a spectrum, and of each band the mean frequency and the number of entries."""
     frequencies = _frequencies(spatial).flatten()
-    # The lowest band of small images holds the mean alone, and some bands hold nothing.
+    # The mean was taken out, and what rounding leaves there must be no band of its own. Some bands hold nothing.
+    if len(frequencies) > 1:
+        frequencies = frequencies.clamp_min(frequencies[frequencies > 0].min())
     band = torch.unique((frequencies * _BANDS).long().clamp_max(_BANDS - 1), return_inverse=True)[1]
     counts = torch.bincount(band)
     return band, (torch.bincount(band, weights=frequencies) / counts).numpy(), counts

@@ -150,19 +150,27 @@ class Road:
         """
         positions = one_image_per_group(heldout)
         images = match_look(torch.from_numpy(heldout.fetch_volumes(positions)), samples)
-        return self._look_at_altered(images, torch.from_numpy(heldout.fetch_label_maps(positions))).likeness.by_measure
+        # A segmenter makes those of altered images anew.
+        maps = torch.from_numpy(heldout.fetch_label_maps(positions)) if self.brings_label_maps else None
+        return self._look_at_altered(images, maps).likeness.by_measure
 
     def test_itself(
-        self, heldout: Reference, control: Control, *, copies_per_alteration: int, seed: int, fdr: float
+        self,
+        heldout: Reference,
+        control: Control,
+        *,
+        fdr: float,
+        copies_per_alteration: int = _PLANTED,
+        seed: int = 0,
     ) -> SelfTest:
         """Return which of newly planted copies are found.
 
         Args:
             heldout: The held-out images, which transplants are put into.
             control: What was measured of them.
-            copies_per_alteration: Copies per alteration, at least 1.
-            seed: Seed of the choice of patients and strengths.
             fdr: False discovery rate that the false-positive rate is told at.
+            copies_per_alteration: Copies per alteration, at least 1; as many as at a fit by default.
+            seed: Seed of the choice of patients and strengths; that of a fit by default.
 
         Raises:
             ConfigurationError: If `copies_per_alteration` is below 1.
@@ -177,11 +185,11 @@ class Road:
             doing="Planting copies",
         )
 
-    def _look_at_altered(self, images: Tensor, maps: Tensor) -> Look:
-        """Return what is measured of images that were made of others, given the label maps that those would bring."""
-        return self.look(
-            images, maps if self.brings_label_maps else label_maps(self.segmenter, images, device=self.device)
-        )
+    def _look_at_altered(self, images: Tensor, maps: Tensor | None) -> Look:
+        """Return what is measured of images that were made of others, given the label maps that those may bring."""
+        if maps is None or not self.brings_label_maps:
+            maps = label_maps(self.segmenter, images, device=self.device)
+        return self.look(images, maps)
 
     def _evaluated(
         self, planted: PlantedCopies, look: Look, control_likeness: Array, rule: Rule, *, fdr: float

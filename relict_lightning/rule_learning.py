@@ -6,7 +6,8 @@ which all samples that match one patient stay together: the inner one chooses th
 learned rule is taken only where its area under the ROC curve is larger than the label-free rule's beyond chance, by
 DeLong's test of paired scores. Few ratings do not show that, and then nothing changes.
 
-p-values stay valid, because the weights know the ratings of other samples only, and the control is scored alike.
+p-values of new samples stay valid, because the weights know the ratings of other samples only, and the control is
+scored alike. The rated samples themselves taught the rule, and their p-values are too small.
 
 References:
     DeLong, DeLong, Clarke-Pearson (1988), Comparing the areas under two or more correlated receiver operating
@@ -114,7 +115,7 @@ def learn_rule(
     label_free = replace(rule, weights=())
     features = np.log1p(level_excess(likeness, control, label_free))
     stream = np.random.default_rng(seed)
-    out_of_sample = np.zeros(len(rated))
+    out_of_sample = np.full(len(rated), np.nan)
     for train, test in _folds(rated, groups, stream):
         weights, intercept = _fitted_by_best_ridge(features[train], rated[train], groups[train], stream)
         out_of_sample[test] = features[test] @ weights + intercept
@@ -142,18 +143,23 @@ def _area(scores: Array, rated: Array) -> RocAreaEstimate:
 
 
 def _folds(rated: Array, groups: Array, stream: np.random.Generator) -> Iterator[tuple[Array, Array]]:
-    """Yield which samples to learn from and which to score; patients stay together, and ratings are spread evenly."""
+    """Yield which samples to learn from and which to score; patients stay together, and ratings are spread evenly.
+
+    With at least as many patients of either rating as there are folds, every sample is scored once.
+    """
     names, of_sample = np.unique(groups, return_inverse=True)
-    copies, others = (np.bincount(of_sample, weights=rated == is_copy) for is_copy in (True, False))
+    counts = np.stack([np.bincount(of_sample, weights=rated == is_copy) for is_copy in (True, False)], axis=1)
+    # The rarer rating comes first, so that no fold gets all of it.
+    counts = counts[:, np.argsort(counts.sum(axis=0), kind="stable")]
     order = stream.permutation(len(names))
-    # Patients with most ratings first, each to the fold that has fewest of what the patient has most of.
-    order = order[np.argsort(-np.maximum(copies, others)[order], kind="stable")]
+    # Patients with most ratings first, each to the fold that has fewest of the rarest rating that the patient has.
+    order = order[np.lexsort(-counts[order].T[::-1])]
     held = np.zeros((_FOLDS, 2))
     fold = np.zeros(len(names), dtype=int)
     for patient in order:
-        of_patient = np.array([copies[patient], others[patient]])
-        fold[patient] = np.lexsort((held.sum(axis=1), held[:, int(of_patient.argmax())]))[0]
-        held[fold[patient]] += of_patient
+        rarest = int((counts[patient] > 0).argmax())
+        fold[patient] = np.lexsort((held.sum(axis=1), held[:, rarest]))[0]
+        held[fold[patient]] += counts[patient]
     for number in range(_FOLDS):
         test = fold[of_sample] == number
         if test.any() and len(set(rated[~test].tolist())) > 1:

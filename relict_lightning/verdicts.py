@@ -72,10 +72,11 @@ def conclude(
         control: The held-out patients' measurements.
         fdr: False discovery rate of the verdicts.
         look_matched: Measures the held-out patients once more, given the look of the samples, `[h, c]`; the stricter of
-            both controls then decides. Not called where there is nothing to be stricter about.
+            both controls then decides. Not called where there is nothing to be stricter about, at any level either.
     """
     calibrated = calibrate(look.likeness.by_measure, control.likeness, control.rule)
-    if look_matched is not None and _discoveries(calibrated.p_values, fdr).any():
+    said = [calibrated.p_values, *calibrated.level_p_values.T]
+    if look_matched is not None and any(_discoveries(p_values, fdr).any() for p_values in said):
         calibrated = stricter(calibrated, calibrate(look.likeness.by_measure, look_matched(), control.rule))
     is_replica = _discoveries(calibrated.p_values, fdr)
     verdicts = _verdicts(

@@ -748,6 +748,17 @@ def test_what_the_self_test_at_fit_found_is_kept(fitted, heads, tmp_path):
     assert ReplicaDetector().fit(training).self_test_at_fit is None
 
 
+def test_a_self_test_that_is_in_the_cache_is_told_at_the_detectors_own_rate(heads, tmp_path):
+    training, heldout = heads[0], heads[1][:20]
+    tests = [
+        ReplicaDetector(fdr=fdr, cache_dir=cache).fit(training, heldout).self_test_at_fit
+        for fdr, cache in ((0.05, tmp_path), (0.5, tmp_path), (0.5, None))
+    ]
+
+    assert [test.fdr for test in tests] == [0.05, 0.5, 0.5]
+    assert tests[1] == tests[2]
+
+
 def test_the_self_test_needs_held_out_images(heads):
     detector = ReplicaDetector().fit(heads[0])
 
@@ -791,7 +802,10 @@ def test_a_rule_that_ratings_teach_is_used_from_then_on_and_saved(heads, fitted,
         label_free, is_better=True, rule=dataclasses.replace(label_free.rule, weights=(1.0, 0.0, 2.0))
     )
     monkeypatch.setattr("relict_lightning.detector.learn_rule", lambda *_, **__: better)
+    before = detector.self_test_at_fit
     assert detector.learn_rule(rated, is_replica) is better
+    assert detector.self_test_at_fit.overall.recall.trials == before.overall.recall.trials
+    assert detector.self_test_at_fit == detector.self_test(copies_per_alteration=2) != before
     scores = [verdict.score for verdict in detector.detect(planted.images).verdicts]
     again = ReplicaDetector.load(detector.save(tmp_path / "learned")).detect(planted.images)
     assert [verdict.score for verdict in again.verdicts] == scores
@@ -802,7 +816,7 @@ def test_a_rule_that_ratings_teach_is_used_from_then_on_and_saved(heads, fitted,
 
 @pytest.mark.parametrize(
     ("ratings", "message"),
-    [([True, False] * 10, r"ratings \[20\] of 32 samples"), ([True] * 32, "not; got 32 and 0")],
+    [([True, False] * 10, "20 ratings of 32 samples"), ([True] * 32, "not; got 32 and 0")],
 )
 def test_ratings_that_do_not_fit_the_samples_are_refused(heads, fitted, ratings, message):
     with pytest.raises(ConfigurationError, match=message):

@@ -42,6 +42,17 @@ def test_images_that_look_like_the_samples_stay_as_they_are():
     assert (match_look(held, held) - held).abs().max() < 0.01
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (16, 24, 20), (1, 1)])
+def test_no_band_holds_the_mean_alone_that_was_taken_out(shape):
+    noise = torch.rand((40, 1, *shape), generator=torch.Generator().manual_seed(0))
+
+    power = Appearance.of(noise).power
+
+    # White noise has the same power everywhere; of the mean rounding is left.
+    assert power.min() > 0.5 * power.max() or shape == (1, 1)
+    assert match_look(noise, noise).isfinite().all()
+
+
 def test_patients_stay_who_they_are():
     held, samples = _heads(0), gaussian_blur(_heads(1), sigma=1.0)
 

@@ -224,6 +224,20 @@ def test_no_number_depends_on_the_batch(monkeypatch):
     np.testing.assert_array_equal(np.sum(alone, axis=0), together)
 
 
+@pytest.mark.parametrize("codes", [np.arange(12), np.arange(12) // 2])
+def test_of_patients_whose_blocks_are_equal_the_first_counts_in_batches_of_any_size(codes):
+    images = _textures(12, 64, 64)
+    images[1, ..., :32] = images[0, ..., :32]
+    patches = describe_patches(build(images))
+    queries = _queries(patches, images[:1] + 0.02 * _textures(16, 64, 64, seed=1))
+
+    together = _values(patches, [queries], codes=codes)
+    alone = sum(_values(patches, [queries], codes=codes, samples=np.array([one])) for one in range(16))
+
+    assert together[:, :, 0].any()
+    assert (together == alone).all()
+
+
 def test_the_mirroring_that_shows_a_block_best_counts():
     training, samples = _textures(7, 20, 20), _textures(3, 20, 20, seed=1)
     samples[0] = training[2].flip(1)

@@ -132,6 +132,19 @@ def test_p_values_of_a_learned_rule_are_super_uniform():
         assert (p_values <= level).mean() <= level + 4 * np.sqrt(level * (1 - level) / 2000)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_where_few_patients_have_most_samples_all_of_them_are_scored_out_of_sample(seed):
+    # Four patients with 20 other samples each, and five with 2 copies and 3 others.
+    groups = np.concatenate([np.repeat(np.arange(4), 20), np.repeat(np.arange(4, 9), 5)])
+    is_replica = np.concatenate([np.zeros(80, dtype=bool), np.tile([True, True, False, False, False], 5)])
+    likeness = np.zeros((105, 3))
+    likeness[is_replica, 2] = 5.0
+
+    learned = _learned((likeness, is_replica), _control(), groups=groups, seed=seed)
+
+    assert learned.learned_area.value == 1.0
+
+
 def test_the_same_ratings_teach_the_same_rule():
     first, second = (_learned(_one_telling_level(), _control(), seed=3) for _ in range(2))
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -90,6 +91,26 @@ def test_the_rate_of_a_level_counts_the_discoveries_of_that_level(scene, result,
 
     assert [verdict.level_p_values[level] for verdict in result.verdicts] == pytest.approx(p_values.tolist())
     assert result.level_rates[level].successes == int(benjamini_hochberg(p_values, fdr=FDR).sum())
+
+
+def test_levels_alone_are_judged_by_the_stricter_control_too(scene):
+    look, training, heldout, control = scene
+    voxel = np.array(look.likeness.columns) == "voxel"
+    blurred = look.likeness.by_measure.copy()
+    # Structures lead, and show nothing; by voxels all samples are alike to somebody, and so are held-out images.
+    blurred[:, ~voxel], blurred[:, voxel] = control.likeness[:, ~voxel].min(axis=0), 3.0
+    look = dataclasses.replace(look, likeness=dataclasses.replace(look.likeness, by_measure=blurred))
+    control = dataclasses.replace(control, rule=dataclasses.replace(control.rule, led=True))
+    alike = np.where(voxel, 3.0, control.likeness)
+
+    plain, matched = (
+        conclude(look, training, heldout=heldout, control=control, fdr=FDR, look_matched=of_look)
+        for of_look in (None, lambda: alike)
+    )
+
+    assert plain.replica_rate.successes == matched.replica_rate.successes == 0
+    assert plain.level_rates["voxel"].successes == len(look)
+    assert matched.level_rates["voxel"].successes == 0
 
 
 def test_control_scores_are_on_the_scale_of_the_scores(result):
