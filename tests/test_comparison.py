@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,21 @@ def test_a_sample_is_compared_with_the_three_patients_that_fit_best_in_each_of_f
         patients = [groups[hits.training[pair]] for pair in found.pairs if hits.sample[pair] == sample]
         assert 3 <= len(set(patients)) <= len(patients) <= 12
     assert len(set(found.pairs.tolist())) == len(found.pairs)
+
+
+def test_a_patient_of_one_patch_is_compared_however_many_patches_others_have(heads, reference):
+    samples = heads[30:31]
+    maps = IntensitySegmenter()(samples)
+    _, hits = retrieved(samples, maps, reference, encoder=GradientEncoder(), mirrors=((),), top_k=5)
+    found = compared(samples, maps, hits, reference, mirrors=((),))
+    unlikely = int(np.setdiff1d(np.arange(len(hits.sample)), found.pairs)[0])
+    likeness = np.zeros_like(hits.patch_likeness)
+    # All others have hundreds of patches that are a little alike, and this one has a single one that is so entirely.
+    likeness[2], likeness[:2, unlikely], likeness[2, unlikely] = np.linspace(100, 200, len(hits.sample)), 1.0, 1.0
+
+    again = compared(samples, maps, dataclasses.replace(hits, patch_likeness=likeness), reference, mirrors=((),))
+
+    assert unlikely in again.pairs
 
 
 def test_a_patient_with_several_scans_is_compared_by_the_one_that_was_copied(heads):
