@@ -57,7 +57,7 @@ MEASURES = (
     *MEASURES_OF_STRUCTURES,
 )
 
-MEASUREMENT_VERSION = 5
+MEASUREMENT_VERSION = 6
 """Raised whenever the same images get other measures: a control that was measured otherwise is not compared with."""
 
 # Patients per sample that are compared in full, of those that fit best when moved, of those that do as they lie, and of
@@ -155,12 +155,13 @@ def compare_hits(
 
 
 def _by_patches(hits: Hits) -> Array:
-    """Return how well pairs fit by patches, each measure in shares of the sample's largest, `[p]`."""
-    largest = np.full((len(hits.patch_likeness), 1 + int(hits.sample.max(initial=0))), np.finfo(np.float32).tiny)
-    for of_samples, values in zip(largest, hits.patch_likeness, strict=True):
-        np.maximum.at(of_samples, hits.sample, values)
-    shares: Array = (hits.patch_likeness / largest[:, hits.sample]).sum(axis=0)
-    return shares
+    """Return how well pairs fit by patches, `[p]`: minus their rank among the sample's, by what ranks them highest."""
+    start = np.searchsorted(hits.sample, hits.sample)
+    best = np.full(len(hits.sample), len(hits.sample))
+    for values in hits.patch_likeness:
+        order = np.lexsort((-values, hits.sample))
+        best[order] = np.minimum(best[order], np.arange(len(order)) - start)
+    return -best
 
 
 def _best_patients(hits: Hits, codes: Array, score: Array) -> Array:

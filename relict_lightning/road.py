@@ -36,7 +36,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _LEAK = math.log(3)
 # A control needs so many patients.
 _FEWEST = 2
-# Copies planted per alteration to choose a rule; one in ten of all, the margin of `choose_rule`, is then more than one.
+# Copies planted per alteration to choose a rule; one in ten of all, which `choose_rule` lets go, is then more than one.
 _PLANTED = 2
 
 

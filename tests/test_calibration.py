@@ -81,6 +81,14 @@ def test_structures_lead_where_that_loses_at_most_one_in_ten_planted_copies(lost
     assert choose_rule(planted, control, ("voxel", "segmentation"), kinds=["plain"] * 20).led == led
 
 
+def test_structures_do_not_lead_where_copies_are_missed_whoever_leads():
+    control = np.random.default_rng(0).uniform(0, 0.2, (99, 2))
+    planted = np.full((20, 2), 0.9)
+    planted[:3] = 0.0
+
+    assert not choose_rule(planted, control, ("voxel", "segmentation"), kinds=["plain"] * 20).led
+
+
 @pytest.mark.parametrize(("lost", "led"), [(0, True), (1, True), (2, False)])
 def test_structures_lead_where_that_loses_at_most_half_of_the_copies_of_every_kind(lost, led):
     control = np.random.default_rng(0).uniform(0, 0.2, (99, 2))

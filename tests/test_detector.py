@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from relict_lightning import ReplicaDetector
 from relict_lightning.alterations import ALTERATION_NAMES
+from relict_lightning.comparison import MEASUREMENT_VERSION
 from relict_lightning.errors import (
     ConfigurationError,
     EmptyDataError,
@@ -710,7 +711,7 @@ def test_a_detector_that_was_saved_by_a_version_that_measured_otherwise_is_refus
     saved = fitted.save(tmp_path / "detector")
     monkeypatch.undo()
 
-    with pytest.raises(IndexStaleError, match="measurement 1, now 5"):
+    with pytest.raises(IndexStaleError, match=f"measurement 1, now {MEASUREMENT_VERSION}"):
         ReplicaDetector.load(saved)
 
 
