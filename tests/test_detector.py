@@ -80,8 +80,8 @@ def test_planted_replicas_are_found_and_matched_to_their_originals(fitted, plant
     found = torch.tensor([verdict.is_replica for verdict in result.verdicts])
     matches = torch.tensor([verdict.match for verdict in result.verdicts])
     assert found[planted.is_replica].all()
-    # One discovery in twenty is false on average, and three of 14 or more are in a hundredth of the cases.
-    assert found[~planted.is_replica].sum() <= 2
+    # One discovery in twenty is false on average, and four of 16 or more are in less than a hundredth of the cases.
+    assert found[~planted.is_replica].sum() <= 3
     assert torch.equal(matches[planted.is_replica], planted.source[planted.is_replica])
     assert (result.replica_rate.successes, result.replica_rate.trials) == (int(found.sum()), 24)
 
