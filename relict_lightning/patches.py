@@ -17,7 +17,7 @@ The blocks of all training images are looked through for every sample; that cost
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
@@ -278,22 +278,22 @@ def _centred(blocks: Array) -> Array:
 
 def _judged(of_samples: Array, of_training: Array, codes: Array) -> tuple[Array, Array]:
     """Return the training image that is nearest to each of some samples in a block, and how alike they are there."""
-    correlation = of_samples @ of_training.T
-    nearest = np.stack(list(_nearest(correlation, codes)), axis=1)
-    distance = 1 - np.take_along_axis(correlation, nearest, axis=1)
+    nearest, correlation = _nearest(of_samples @ of_training.T, codes)
+    distance = 1 - correlation
     others = distance[:, 1:].mean(axis=1)
     likeness = 1 - distance[:, 0] / np.maximum(others, _SMALLEST_DISTANCE)
-    return nearest[:, 0], np.where(others > _SMALLEST_DISTANCE, likeness, 0.0).clip(0.0, 1.0)
+    return nearest, np.where(others > _SMALLEST_DISTANCE, likeness, 0.0).clip(0.0, 1.0)
 
 
-def _nearest(correlation: Array, codes: Array) -> Iterator[Array]:
-    """Yield the nearest image of each of the nearest groups, one more than it is judged against."""
+def _nearest(correlation: Array, codes: Array) -> tuple[Array, Array]:
+    """Return the nearest image, of equals the first, `[q]`, and the correlations with the nearest groups, `[q, j]`."""
     groups = int(codes.max()) + 1
-    left = correlation.copy()
-    for _ in range(min(1 + _OTHERS, groups)):
-        best = left.argmax(axis=1)
-        yield best
-        if groups == len(codes):
-            np.put_along_axis(left, best[:, None], -np.inf, axis=1)
-        else:
-            left[codes == codes[best][:, None]] = -np.inf
+    wanted = min(1 + _OTHERS, groups)
+    if groups == len(codes):
+        best = torch.from_numpy(correlation).topk(wanted, dim=1).values.numpy()
+        return (correlation == best[:, :1]).argmax(axis=1), best
+    left, found = correlation.copy(), []
+    for _ in range(wanted):
+        found.append(left.argmax(axis=1))
+        left[codes == codes[found[-1]][:, None]] = -np.inf
+    return found[0], np.take_along_axis(correlation, np.stack(found, axis=1), axis=1)
