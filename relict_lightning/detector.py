@@ -329,13 +329,9 @@ class ReplicaDetector:
                 "A rule says how far levels exceed what is usual in held-out images, and there are none. "
                 "Pass them to `fit(training, heldout)`."
             )
-        # Looking at samples takes minutes, and too few ratings are found at once.
-        rated = checked_ratings(is_replica)
         images, given_maps = self._samples(generated, generated_segmentations)
-        if len(rated) != len(images):
-            raise ConfigurationError(
-                f"There must be one rating per sample; got {len(rated)} ratings of {len(images)} samples."
-            )
+        # Looking at samples takes minutes, and too few ratings are found at once.
+        rated = checked_ratings(is_replica, count=len(images))
         look = self._look(images, given_maps)
         control, rule = fitted.control.likeness, fitted.control.rule
         match = look.evidence.training[look.likeness.best_pairs(control=control, rule=rule)]

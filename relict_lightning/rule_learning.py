@@ -63,13 +63,17 @@ class LearnedRule:
     replicas: int
 
 
-def checked_ratings(is_replica: Sequence[bool] | Array) -> Array:
-    """Return ratings as an array `[n]`.
+def checked_ratings(is_replica: Sequence[bool] | Array, *, count: int) -> Array:
+    """Return the ratings of so many samples as an array `[n]`.
 
     Raises:
-        ConfigurationError: If they are not booleans, or there are fewer than 10 of either.
+        ConfigurationError: If there is not one per sample, they are not booleans, or there are fewer than 10 of either.
     """
     ratings = np.asarray(is_replica)
+    if ratings.shape != (count,):
+        raise ConfigurationError(
+            f"There must be one rating per sample; got ratings {list(ratings.shape)} of {count} samples."
+        )
     odd = ratings[~np.isin(ratings, (False, True))]
     if len(odd):
         raise ConfigurationError(f"Ratings must be booleans, True for a replica; got values such as {odd[0]!r}.")
@@ -100,11 +104,11 @@ def learn_rule(
         ConfigurationError: If fewer than 10 samples, or samples of fewer than 5 patients, are rated as replicas or as
             not, or numbers of rows differ.
     """
-    if is_replica.shape != (len(likeness),) or len(groups) != len(likeness):
+    rated = checked_ratings(is_replica, count=len(likeness))
+    if len(groups) != len(likeness):
         raise ConfigurationError(
-            f"There must be one rating per sample; got ratings {list(is_replica.shape)} of {len(likeness)} samples."
+            f"There must be one patient per sample; got {len(groups)} patients of {len(likeness)} samples."
         )
-    rated = checked_ratings(is_replica)
     for is_copy, said in ((True, "as replicas"), (False, "as not")):
         patients = len(set(groups[rated == is_copy].tolist()))
         if patients < _FOLDS:

@@ -818,7 +818,7 @@ def test_a_rule_that_ratings_teach_is_used_from_then_on_and_saved(heads, fitted,
 
 @pytest.mark.parametrize(
     ("ratings", "message"),
-    [([True, False] * 10, "20 ratings of 32 samples"), ([True] * 32, "not; got 32 and 0")],
+    [([True] * 16, r"ratings \[16\] of 32 samples"), ([True] * 32, "not; got 32 and 0")],
 )
 def test_ratings_that_do_not_fit_the_samples_are_refused(heads, fitted, ratings, message):
     with pytest.raises(ConfigurationError, match=message):
