@@ -10,6 +10,7 @@ import numpy as np
 from relict_lightning.calibration import Rule
 from relict_lightning.errors import EmptyDataError, RelictWarning
 from relict_lightning.index import Entry, EntryWriter, Reference, subset
+from relict_lightning.results import RateEstimate
 from relict_lightning.self_test import SelfTest, split_false_positive_rate
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -36,18 +37,18 @@ class Control:
     distance_to_training: Array
     seconds: float
 
-    def false_positive_rate(self, fdr: float) -> float:
+    def false_positive_rate(self, fdr: float) -> RateEstimate:
         """Return the detector's self-test: the share of one half of the control called replicas against the other.
 
         Both halves are tried, so every held-out patient is tested once; by construction none is a copy.
         """
-        return split_false_positive_rate(self.likeness, self.rule, fdr=fdr).value
+        return split_false_positive_rate(self.likeness, self.rule, fdr=fdr)
 
     def at(self, fdr: float) -> "Control":
         """Return the same, its self-test told at a false discovery rate, which may be another than it was made at."""
         if self.self_test is None:
             return self
-        rate = split_false_positive_rate(self.likeness, self.rule, fdr=fdr)
+        rate = self.false_positive_rate(fdr)
         return replace(self, self_test=replace(self.self_test, fdr=fdr, heldout_false_positive_rate=rate))
 
 

@@ -150,8 +150,7 @@ class Road:
         """
         positions = one_image_per_group(heldout)
         images = match_look(torch.from_numpy(heldout.fetch_volumes(positions)), samples)
-        # A segmenter makes those of altered images anew.
-        maps = torch.from_numpy(heldout.fetch_label_maps(positions)) if self.brings_label_maps else None
+        maps = torch.from_numpy(heldout.fetch_label_maps(positions))
         return self._look_at_altered(images, maps).likeness.by_measure
 
     def test_itself(
@@ -185,11 +184,12 @@ class Road:
             doing="Planting copies",
         )
 
-    def _look_at_altered(self, images: Tensor, maps: Tensor | None) -> Look:
-        """Return what is measured of images that were made of others, given the label maps that those may bring."""
-        if maps is None or not self.brings_label_maps:
-            maps = label_maps(self.segmenter, images, device=self.device)
-        return self.look(images, maps)
+    def _look_at_altered(self, images: Tensor, maps: Tensor) -> Look:
+        """Return what is measured of images that were made of others, with the label maps that were made with them."""
+        # A segmenter segments altered images anew, as it does samples.
+        return self.look(
+            images, maps if self.brings_label_maps else label_maps(self.segmenter, images, device=self.device)
+        )
 
     def _evaluated(
         self, planted: PlantedCopies, look: Look, control_likeness: Array, rule: Rule, *, fdr: float

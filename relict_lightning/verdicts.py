@@ -116,7 +116,7 @@ def conclude(
             "closer_to_training_share": nearer,
             "ct_score": ct,
             "unique_training_images_replicated": float(unique_training_images(matches, torch.from_numpy(is_replica))),
-            "heldout_false_positive_rate": control.false_positive_rate(fdr),
+            "heldout_false_positive_rate": control.false_positive_rate(fdr).value,
             **({} if control.self_test is None else {"planted_copy_recall": control.self_test.overall_recall.value}),
         },
     )

@@ -130,7 +130,7 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_the_self_test_calls_no_more_than_its_rate_of_unseen_patients():
     rng = np.random.default_rng(0)
 
-    rates = [_control(rng.standard_normal((120, 3))).false_positive_rate(0.2) for _ in range(200)]
+    rates = [_control(rng.standard_normal((120, 3))).false_positive_rate(0.2).value for _ in range(200)]
 
     # With nothing to discover, Benjamini-Hochberg discovers anything in at most a share 0.2 of the halves.
     assert 0 < np.mean(rates) <= 0.2
@@ -143,5 +143,5 @@ def test_the_self_test_worked_by_hand():
     control = _control(likeness)
 
     # The first half, 0.9 and 0.8, lies above the other: both p-values are 1/3. The other half has p-values of 1.
-    assert control.false_positive_rate(0.34) == 0.5
-    assert control.false_positive_rate(0.3) == 0.0
+    assert control.false_positive_rate(0.34).value == 0.5
+    assert control.false_positive_rate(0.3).value == 0.0
