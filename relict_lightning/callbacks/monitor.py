@@ -5,6 +5,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,19 @@ from relict_lightning.tracking import logged_values, with_prefix, write_pairs, w
 _CHUNK = 32
 _TINY = 4
 _PAIRS_KEPT = 8
+_FRESH = 2**32
 # The arguments on which evaluations depend: a run that is resumed with others goes on, and says so.
 _SETTINGS = ("name", "num_samples", "every_n_epochs", "every_n_steps", "alpha", "tolerance", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What was found of the samples of one evaluation, and how long it took."""
+
+    result: DetectionResult
+    pairs: list[MatchedPair]
+    seconds_sampling: float
+    seconds_checking: float
 
 
 class ReplicaMonitor(Callback):
@@ -147,6 +159,7 @@ class ReplicaMonitor(Callback):
         self.rollback: KeptCheckpoint | None = None
         self.evaluated_now = False
         self._shown_in_epoch: int | None = None
+        self._measured_again = 0
 
     @property
     def state_key(self) -> str:
@@ -276,13 +289,27 @@ class ReplicaMonitor(Callback):
             on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True,
         )  # fmt: skip
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Draw samples, check them, take the result into the history, and return the values to log."""
+    def measure_again(self, trainer: Trainer, pl_module: LightningModule) -> DetectionResult:
+        """Return what is found of newly drawn samples, which no evaluation has seen; nothing of it is recorded.
+
+        All processes call this together, while the trainer fits.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model to sample from, which is left as it was.
+
+        Raises:
+            SamplerError: If the samples are not what was asked for.
+        """
+        self._measured_again += 1
+        # Evaluations count from 0, and none comes near this many.
+        return self._measure(trainer, pl_module, evaluation=_FRESH + self._measured_again).result
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, *, evaluation: int) -> _Measured:
+        """Draw samples with the seeds of an evaluation, and check them."""
         detector = self._fitted_detector
-        step, epoch = trainer.global_step, trainer.current_epoch
-        level = self._onset_detector.next_level
         started = time.perf_counter()
-        samples = self._draw(trainer, pl_module)
+        samples = self._draw(trainer, pl_module, evaluation=evaluation)
         drawn = time.perf_counter()
 
         def check() -> tuple[DetectionResult, list[MatchedPair]]:
@@ -294,13 +321,26 @@ class ReplicaMonitor(Callback):
         # Processes that share the reference wait for each other while they check.
         share = partial(detector.processes.together, check, doing=checking)
         result, pairs = together(trainer, share, doing=checking)
+        return _Measured(
+            result=result,
+            pairs=pairs,
+            seconds_sampling=drawn - started,
+            seconds_checking=time.perf_counter() - drawn,
+        )
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Draw samples, check them, take the result into the history, and return the values to log."""
+        step, epoch = trainer.global_step, trainer.current_epoch
+        level = self._onset_detector.next_level
+        measured = self._measure(trainer, pl_module, evaluation=len(self.history))
+        result, pairs = measured.result, measured.pairs
         self.last_result, self.last_pairs = result, pairs
         newly = self._onset_detector.update(result, step=step, epoch=epoch)
         values = logged_values(
             result,
             onset=self.onset is not None,
-            seconds_sampling=drawn - started,
-            seconds_checking=time.perf_counter() - drawn,
+            seconds_sampling=measured.seconds_sampling,
+            seconds_checking=measured.seconds_checking,
         )
         context = {"alpha_threshold": level} if result.replica_rate is not None else {}
         if (loss := trainer.callback_metrics.get("train_loss")) is not None:
@@ -329,13 +369,13 @@ class ReplicaMonitor(Callback):
         )
         rank_zero_info(f"Report, a local file that shows patients: {written}.")
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-        """Return this evaluation's samples, the same on every rank."""
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, *, evaluation: int) -> Tensor:
+        """Return an evaluation's samples, the same on every rank."""
         return self._drawer.draw(
             trainer,
             pl_module,
             num_samples=min(self.num_samples, _TINY) if _is_dry_run(trainer) else self.num_samples,
-            evaluation=len(self.history),
+            evaluation=evaluation,
             image_shape=self._fitted_detector.image_shape,
             progress=self._shows_progress(trainer) and trainer.is_global_zero,
         )
