@@ -26,9 +26,7 @@ def prefix_of(monitor: str) -> str:
     return f"{PREFIX}{monitor}/" if monitor else PREFIX
 
 
-def logged_values(
-    result: DetectionResult, *, onset: bool, seconds_sampling: float, seconds_checking: float
-) -> dict[str, float]:
+def logged_values(result: DetectionResult, *, onset: bool, costs: Mapping[str, float]) -> dict[str, float]:
     """Return every logged value of one evaluation by its name without prefix; each of them is finite.
 
     Without a control there is no rate, no p-value and no onset, and their names are left out.
@@ -36,8 +34,7 @@ def logged_values(
     Args:
         result: What the detector found.
         onset: Whether memorization is established by now.
-        seconds_sampling: Time that drawing the samples took.
-        seconds_checking: Time that everything else took.
+        costs: Seconds and memory that the evaluation took, by logged name.
     """
     values = dict(result.measures)
     if result.replica_rate is not None:
@@ -50,7 +47,7 @@ def logged_values(
         values |= {f"replica_rate_{level}": rate.value for level, rate in result.level_rates.items()}
     if result.memorization_p_value is not None:
         values["memorization_p_value"] = result.memorization_p_value
-    values |= {"seconds_sampling": seconds_sampling, "seconds_checking": seconds_checking}
+    values |= costs
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 

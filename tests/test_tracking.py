@@ -31,7 +31,7 @@ def images() -> torch.Tensor:
 
 
 def _values(detector: ReplicaDetector, samples: torch.Tensor, **arguments: Any) -> dict[str, float]:
-    given = {"onset": False, "seconds_sampling": 0.5, "seconds_checking": 0.25, **arguments}
+    given = {"onset": False, "costs": {"seconds_sampling": 0.5, "seconds_checking": 0.25}, **arguments}
     return logged_values(detector.detect(samples), **given)
 
 
@@ -62,7 +62,8 @@ def test_without_a_control_no_rate_no_p_value_and_no_onset_are_logged(images):
 def test_values_that_are_not_finite_are_left_out_because_they_stop_early_stopping(images):
     detector = ReplicaDetector().fit(images[:15])
 
-    values = _values(detector, images[20:26], seconds_sampling=float("nan"), seconds_checking=float("inf"))
+    costs = {"seconds_sampling": float("nan"), "seconds_checking": float("inf")}
+    values = _values(detector, images[20:26], costs=costs)
 
     assert "seconds_sampling" not in values
     assert "seconds_checking" not in values

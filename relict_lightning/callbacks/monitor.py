@@ -1,30 +1,32 @@
 """The monitor: looks at the generator while it trains, and leaves training as if nothing had looked."""
 
-import math
 import re
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from relict_lightning.callbacks.agreement import on_first, together
+from relict_lightning.callbacks.agreement import on_first
+from relict_lightning.callbacks.clock import RunClock
 from relict_lightning.callbacks.drawing import SampleDrawer
+from relict_lightning.callbacks.evaluating import Measured, is_dry_run, measure
+from relict_lightning.callbacks.failures import Failures
 from relict_lightning.callbacks.kept import KeptCheckpoint
 from relict_lightning.callbacks.preparation import describe_power, fit_detector
 from relict_lightning.callbacks.reporting import onset_summary
 from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.callbacks.sources import heldout_source, load_validation, training_source
+from relict_lightning.callbacks.weights import Moment, weights_to_be_saved
 from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
-from relict_lightning.errors import ConfigurationError, RelictWarning
+from relict_lightning.errors import ConfigurationError, RelictWarning, SamplerError
 from relict_lightning.interfaces import Sampler
 from relict_lightning.onset import Onset, OnsetDetector, rate_to_primitives
 from relict_lightning.report import write_report
@@ -33,21 +35,13 @@ from relict_lightning.samplers import resolve_sampler
 from relict_lightning.tracking import logged_values, with_prefix, write_pairs, write_scalars
 
 _CHUNK = 32
-_TINY = 4
-_PAIRS_KEPT = 8
+# Evaluations count from 0, and none comes near this many.
 _FRESH = 2**32
 # The arguments on which evaluations depend: a run that is resumed with others goes on, and says so.
-_SETTINGS = ("name", "num_samples", "every_n_epochs", "every_n_steps", "alpha", "tolerance", "seed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Measured:
-    """What was found of the samples of one evaluation, and how long it took."""
-
-    result: DetectionResult
-    pairs: list[MatchedPair]
-    seconds_sampling: float
-    seconds_checking: float
+_SETTINGS = (
+    "name", "num_samples", "every_n_epochs", "every_n_steps", "every_n_minutes", "at_steps", "adaptive",
+    "max_overhead", "alpha", "tolerance", "seed",
+)  # fmt: skip
 
 
 class ReplicaMonitor(Callback):
@@ -70,11 +64,22 @@ class ReplicaMonitor(Callback):
         every_n_epochs: Epochs between evaluations. Where the trainer validates, evaluations wait for the next
             validation, so that other callbacks read them in time.
         every_n_steps: Optimizer steps between evaluations; when given, epochs do not count.
+        every_n_minutes: Minutes between evaluations; when given, epochs do not count. Of these and the next argument
+            one may be given.
+        at_steps: Optimizer steps to evaluate at; when given, epochs do not count.
+        adaptive: Whether to leave out due points while nothing happens, up to seven of eight, and none any more from
+            the first sign of memorization on.
         training: Training images: whatever `ReplicaDetector.fit` takes, or the name of an attribute of the
             datamodule. None takes the data set of the training dataloader.
         heldout: Images of other patients, in the same forms. None takes the data set of the validation dataloader.
         alpha: Bound on the probability of a false alarm over the whole run.
         tolerance: Replica rate that is put up with.
+        max_overhead: Seconds to spend on evaluations per second of training at most; evaluations that are due wait
+            until there is time for them, and it is said that they did. The index and the evaluations at the start and
+            at the end do not wait. None sets no bound.
+        on_error: What an evaluation or a logger that fails does to training: "warn" goes on with the last numbers,
+            which are marked as stale, "raise" stops. What is found wrong before the first step stops in any case:
+            images that cannot be read, a sampler that is missing or returns something else.
         evaluate_at_start: Whether to evaluate before the first step.
         evaluate_at_end: Whether to evaluate the final weights where the last evaluation saw earlier ones.
         sample_batch_size: Samples drawn at a time, the same each time; None draws up to 32.
@@ -88,7 +93,8 @@ class ReplicaMonitor(Callback):
             are logged under `relict/<name>/`.
 
     Raises:
-        ConfigurationError: If a number lies outside its range, or `name` has other characters.
+        ConfigurationError: If an argument lies outside its range, two exclude each other, or `name` has other
+            characters.
 
     Attributes:
         history: Every evaluation so far.
@@ -97,6 +103,8 @@ class ReplicaMonitor(Callback):
         last_pairs: The samples most like a copy at the last evaluation, with their matches.
         rollback: The checkpoint to go back to, once `MemorizationCheckpoint` has named one.
         evaluated_now: Whether the newest training step was evaluated.
+        is_stale: Whether an evaluation that was due failed since the last one that did not.
+        failures: How many evaluations or loggers failed.
     """
 
     def __init__(
@@ -107,10 +115,15 @@ class ReplicaMonitor(Callback):
         num_samples: int = 64,
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
+        every_n_minutes: int | float | None = None,
+        at_steps: Iterable[int] | None = None,
+        adaptive: bool = False,
         training: Any | None = None,
         heldout: Any | None = None,
         alpha: float = 0.05,
         tolerance: float = 0.01,
+        max_overhead: int | float | None = None,
+        on_error: Literal["warn", "raise"] = "warn",
         evaluate_at_start: bool = True,
         evaluate_at_end: bool = True,
         sample_batch_size: int | None = None,
@@ -125,6 +138,10 @@ class ReplicaMonitor(Callback):
             raise ConfigurationError(f"num_samples must be at least 2, got {num_samples}.")
         if sample_batch_size is not None and sample_batch_size < 1:
             raise ConfigurationError(f"sample_batch_size must be at least 1, got {sample_batch_size}.")
+        if max_overhead is not None and not max_overhead > 0:
+            raise ConfigurationError(f"max_overhead must be above 0, got {max_overhead}.")
+        if on_error not in ("warn", "raise"):
+            raise ConfigurationError(f"on_error must be 'warn' or 'raise', got {on_error!r}.")
         if not re.fullmatch(r"[A-Za-z0-9_.-]*", name):
             raise ConfigurationError(f"name may have only letters, digits, '_', '.' and '-', got {name!r}.")
         self.name = name
@@ -136,8 +153,14 @@ class ReplicaMonitor(Callback):
         self.num_samples = num_samples
         self.every_n_epochs = every_n_epochs
         self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        # A list, also where Hydra passes one of its own.
+        self.at_steps = None if at_steps is None else [int(step) for step in at_steps]
+        self.adaptive = adaptive
         self.alpha = alpha
         self.tolerance = tolerance
+        self.max_overhead = max_overhead
+        self.on_error = on_error
         self.training = training
         self.heldout = heldout
         self.evaluate_at_start = evaluate_at_start
@@ -151,13 +174,23 @@ class ReplicaMonitor(Callback):
 
     def _start_afresh(self) -> None:
         """Forget all that belongs to one run."""
-        self.schedule = Schedule(every_n_epochs=self.every_n_epochs, every_n_steps=self.every_n_steps)
+        self.schedule = Schedule(
+            every_n_epochs=self.every_n_epochs,
+            every_n_steps=self.every_n_steps,
+            every_n_minutes=self.every_n_minutes,
+            at_steps=self.at_steps,
+            adaptive=self.adaptive,
+        )
+        self._clock = RunClock()
+        self._failures = Failures()
         self._onset_detector = OnsetDetector(alpha=self.alpha, tolerance=self.tolerance)
         self.history: list[Evaluation] = []
         self.last_result: DetectionResult | None = None
         self.last_pairs: list[MatchedPair] = []
         self.rollback: KeptCheckpoint | None = None
         self.evaluated_now = False
+        self.is_stale = False
+        self._put_off = False
         self._shown_in_epoch: int | None = None
         self._measured_again = 0
 
@@ -170,6 +203,11 @@ class ReplicaMonitor(Callback):
     def onset(self) -> Onset | None:
         """When memorization was established; None while it is not."""
         return self._onset_detector.onset
+
+    @property
+    def failures(self) -> int:
+        """How many evaluations or loggers failed in this run."""
+        return self._failures.count
 
     # Hooks ------------------------------------------------------------------------------------------------------
 
@@ -196,50 +234,58 @@ class ReplicaMonitor(Callback):
         with random_state_kept():
             load_validation(trainer)
             self._prepare(trainer, pl_module)
+        self._clock.begin()
         if self.evaluate_at_start and not self.history:
-            values = self._evaluate(trainer, pl_module)
             # Not through the module's `log`: what is logged here would overwrite the first epoch's value at its end.
-            self._write(trainer, values)
+            self._evaluate(trainer, pl_module, moment="start")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Evaluate where a number of steps is due."""
+        """Evaluate where a number of steps or minutes is due."""
         self.evaluated_now = False
-        if not self.schedule.counts_steps or not self.schedule.due(trainer.global_step):
+        if self.schedule.unit == "epochs":
             return
-        values = self._evaluate(trainer, pl_module)
-        pl_module.log_dict(
-            with_prefix({**values, "evaluated": 1.0}, monitor=self.name),
-            on_step=True, on_epoch=False, logger=False, batch_size=1,
-        )  # fmt: skip
-        self._write(trainer, values)
+        completed: int | float = trainer.global_step
+        if self.schedule.unit == "minutes":
+            completed = self._clock.elapsed(trainer, until=60 * self.schedule.next_due) / 60
+        if not self._is_due(trainer, completed):
+            return
+        self._evaluate(trainer, pl_module, moment="batch")
+        if self.history:
+            pl_module.log_dict(
+                with_prefix({**self.history[-1].measures, **self._flags}, monitor=self.name),
+                on_step=True, on_epoch=False, logger=False, batch_size=1,
+            )  # fmt: skip
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate where an epoch is due and the trainer validates: early stopping reads the values right after."""
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        self._end_of_epoch(trainer, pl_module, completed=trainer.current_epoch + int(trainer.is_last_batch))
+        completed = trainer.current_epoch + int(trainer.is_last_batch)
+        self._end_of_epoch(trainer, pl_module, completed=completed, moment="validation")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate where an epoch is due and the trainer does not validate."""
         if not _validates(trainer):
-            self._end_of_epoch(trainer, pl_module, completed=trainer.current_epoch + 1)
-        elif self._shown_in_epoch != trainer.current_epoch and self.history:
+            self._end_of_epoch(trainer, pl_module, completed=trainer.current_epoch + 1, moment="epoch")
+        elif self._shown_in_epoch != trainer.current_epoch:
             # An epoch without validation, or one that a resumed run finds finished.
-            self._show(trainer, pl_module, dict(self.history[-1].measures), evaluated=False)
+            self.evaluated_now = False
+            self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the final weights if the last evaluation saw others, say how it ended, and write the report."""
         seen = self.history and self.history[-1].step == trainer.global_step
         if self.evaluate_at_end and not seen:
-            self._write(trainer, self._evaluate(trainer, pl_module))
+            self._evaluate(trainer, pl_module, moment="end")
+        self._say_what_it_cost()
         last_rate = self.history[-1].replica_rate if self.history else None
         if self.onset is None and last_rate is not None:
             rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {last_rate}.")
-        if self.report_path is not None and self.history and not _is_dry_run(trainer):
+        if self.report_path is not None and self.history and not is_dry_run(trainer):
             write = partial(self._write_report, self.report_path, model=type(pl_module).__name__)
-            on_first(trainer, write, doing="Writing the report")
+            self._on_first(trainer, write, doing="Writing the report")
 
     def settings(self) -> dict[str, str]:
         """Return what the numbers of this run depend on, in words."""
@@ -259,35 +305,48 @@ class ReplicaMonitor(Callback):
 
     # Evaluation -------------------------------------------------------------------------------------------------
 
-    def _end_of_epoch(self, trainer: Trainer, pl_module: LightningModule, *, completed: int) -> None:
-        """Evaluate if it is due; log the new values, or the last ones again where other callbacks expect some."""
-        due = not self.schedule.counts_steps and self.schedule.due(completed)
-        if due:
-            values = self._evaluate(trainer, pl_module)
-        elif self.history:
-            values = dict(self.history[-1].measures)
-        else:
-            return
-        self._show(trainer, pl_module, values, evaluated=due)
-        if due:
-            self._write(trainer, values)
+    def _is_due(self, trainer: Trainer, completed: int | float) -> bool:
+        """Return whether to evaluate now; counts the evaluation as made."""
+        if not self.schedule.is_due(completed):
+            return False
+        if self.max_overhead is not None:
+            affordable_at = self._clock.affordable_at(self.max_overhead)
+            if self._clock.elapsed(trainer, until=affordable_at) < affordable_at:
+                if not self._put_off:
+                    rank_zero_info(
+                        f"An evaluation that is due at step {trainer.global_step} waits, so that monitoring takes at "
+                        f"most {self.max_overhead:.3g} seconds per second of training. Later ones may wait as well."
+                    )
+                self._put_off = True
+                return False
+        self.schedule.take(completed)
+        return True
 
-    def _write(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """Write the values of an evaluation to the loggers."""
-        write = partial(write_scalars, trainer.loggers, values, step=trainer.global_step, monitor=self.name)
-        on_first(trainer, write, doing="Writing to the loggers")
+    def _end_of_epoch(self, trainer: Trainer, pl_module: LightningModule, *, completed: int, moment: Moment) -> None:
+        """Evaluate if it is due; show the new values, or the last ones again where other callbacks expect some."""
+        self.evaluated_now = False
+        if self.schedule.unit == "epochs" and self._is_due(trainer, completed):
+            self._evaluate(trainer, pl_module, moment=moment)
+        self._show(trainer, pl_module)
 
-    def _show(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float], *, evaluated: bool) -> None:
-        """Show values to other callbacks: early stopping and checkpoints expect some at every epoch.
+    def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the last values to other callbacks: early stopping and checkpoints expect some at every epoch.
 
         The loggers are written to elsewhere, once for each evaluation, because Lightning refuses a name whose `logger`
         differs from one call to the next.
         """
+        if not self.history:
+            return
         self._shown_in_epoch = trainer.current_epoch
         pl_module.log_dict(
-            with_prefix({**values, "evaluated": float(evaluated)}, monitor=self.name),
+            with_prefix({**self.history[-1].measures, **self._flags}, monitor=self.name),
             on_step=False, on_epoch=True, logger=False, batch_size=1, sync_dist=True,
         )  # fmt: skip
+
+    @property
+    def _flags(self) -> dict[str, float]:
+        """What tells new values from values that are shown again."""
+        return {"evaluated": float(self.evaluated_now), "stale": float(self.is_stale)}
 
     def measure_again(self, trainer: Trainer, pl_module: LightningModule) -> DetectionResult:
         """Return what is found of newly drawn samples, which no evaluation has seen; nothing of it is recorded.
@@ -302,59 +361,89 @@ class ReplicaMonitor(Callback):
             SamplerError: If the samples are not what was asked for.
         """
         self._measured_again += 1
-        # Evaluations count from 0, and none comes near this many.
         return self._measure(trainer, pl_module, evaluation=_FRESH + self._measured_again).result
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, *, evaluation: int) -> _Measured:
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, *, evaluation: int) -> Measured:
         """Draw samples with the seeds of an evaluation, and check them."""
-        detector = self._fitted_detector
+        return measure(
+            trainer,
+            pl_module,
+            drawer=self._drawer,
+            detector=self._fitted_detector,
+            num_samples=self.num_samples,
+            evaluation=evaluation,
+            progress=self._shows_progress(trainer),
+        )
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, *, moment: Moment) -> None:
+        """Evaluate the weights that a checkpoint saved now would hold, and write what is found to the loggers."""
         started = time.perf_counter()
-        samples = self._draw(trainer, pl_module, evaluation=evaluation)
-        drawn = time.perf_counter()
+        try:
+            with weights_to_be_saved(trainer, pl_module, watcher=self, moment=moment):
+                measured = self._measure(trainer, pl_module, evaluation=len(self.history))
+        except Exception as error:
+            # Nothing is lost yet by stopping where a setting is wrong, and much by not watching the run.
+            is_setting = isinstance(error, (ConfigurationError, SamplerError)) and trainer.global_step == 0
+            if self.on_error == "raise" or trainer.strategy.reduce_boolean_decision(is_setting, all=False):
+                raise
+            self.is_stale = True
+            self._failures.report(error, doing="An evaluation of ReplicaMonitor", step=trainer.global_step)
+            self._write(trainer, {"stale": 1.0})
+        else:
+            self._take_in(trainer, measured)
+        self._clock.spend(trainer, time.perf_counter() - started)
 
-        def check() -> tuple[DetectionResult, list[MatchedPair]]:
-            with random_state_kept():
-                result = detector.detect(samples)
-                return result, detector.matched_pairs(samples, result, _most_alike(result))
-
-        checking = "Checking the samples"
-        # Processes that share the reference wait for each other while they check.
-        share = partial(detector.processes.together, check, doing=checking)
-        result, pairs = together(trainer, share, doing=checking)
-        return _Measured(
-            result=result,
-            pairs=pairs,
-            seconds_sampling=drawn - started,
-            seconds_checking=time.perf_counter() - drawn,
-        )
-
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Draw samples, check them, take the result into the history, and return the values to log."""
-        step, epoch = trainer.global_step, trainer.current_epoch
+    def _take_in(self, trainer: Trainer, measured: Measured) -> None:
+        """Take what an evaluation found into the history, and write it to the loggers."""
+        result, step, epoch = measured.result, trainer.global_step, trainer.current_epoch
         level = self._onset_detector.next_level
-        measured = self._measure(trainer, pl_module, evaluation=len(self.history))
-        result, pairs = measured.result, measured.pairs
-        self.last_result, self.last_pairs = result, pairs
         newly = self._onset_detector.update(result, step=step, epoch=epoch)
-        values = logged_values(
-            result,
-            onset=self.onset is not None,
-            seconds_sampling=measured.seconds_sampling,
-            seconds_checking=measured.seconds_checking,
-        )
+        values = logged_values(result, onset=self.onset is not None, costs=measured.costs)
         context = {"alpha_threshold": level} if result.replica_rate is not None else {}
         if (loss := trainer.callback_metrics.get("train_loss")) is not None:
             context["train_loss"] = float(loss)
         self.history.append(
             Evaluation(step=step, epoch=epoch, replica_rate=result.replica_rate, measures=values, context=context)
         )
-        self.evaluated_now = True
+        self.last_result, self.last_pairs = result, measured.pairs
+        self.evaluated_now, self.is_stale = True, False
+        if step > 0:
+            self.schedule.follow(signs=self._shows_signs(result))
         if newly is not None:
             rank_zero_info(newly.reason)
-        if self.log_images and not _is_dry_run(trainer):
-            write = partial(write_pairs, trainer.loggers, pairs, step=step, monitor=self.name)
-            on_first(trainer, write, doing="Writing pictures to the loggers")
-        return values
+        self._write(trainer, {**values, "stale": 0.0})
+        if self.log_images and not is_dry_run(trainer):
+            write = partial(write_pairs, trainer.loggers, measured.pairs, step=step, monitor=self.name)
+            self._on_first(trainer, write, doing="Writing pictures to the loggers")
+
+    def _shows_signs(self, result: DetectionResult) -> bool:
+        """Return whether an evaluation gives any sign of memorization, at a level that spends nothing."""
+        p_values = (result.memorization_p_value, result.discovery_p_value)
+        return self.onset is not None or any(p is not None and p <= self.alpha for p in p_values)
+
+    def _write(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Write values to the loggers."""
+        write = partial(write_scalars, trainer.loggers, values, step=trainer.global_step, monitor=self.name)
+        self._on_first(trainer, write, doing="Writing to the loggers")
+
+    def _on_first(self, trainer: Trainer, write: Callable[[], object], *, doing: str) -> None:
+        """Write something on the first process; on all, training goes on if that fails, unless it is to stop."""
+        try:
+            on_first(trainer, write, doing=doing)
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            self._failures.report(error, doing=doing, step=trainer.global_step)
+
+    def _say_what_it_cost(self) -> None:
+        """Say what a bound on the time did to the schedule, and how much failed."""
+        if self._put_off:
+            rank_zero_info(
+                f"Evaluations waited to keep monitoring below {self.max_overhead:.3g} seconds per second of training; "
+                f"it took {self._clock.spent_share():.3g}, those at the start and at the end included."
+            )
+        if self.failures:
+            rank_zero_info(f"ReplicaMonitor failed {self.failures} times in this run; the warnings say why.")
 
     def _write_report(self, path: Path, *, model: str) -> None:
         """Write the report of the run, and say where it lies."""
@@ -368,17 +457,6 @@ class ReplicaMonitor(Callback):
             self_test=self._fitted_detector.self_test_at_fit,
         )
         rank_zero_info(f"Report, a local file that shows patients: {written}.")
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, *, evaluation: int) -> Tensor:
-        """Return an evaluation's samples, the same on every rank."""
-        return self._drawer.draw(
-            trainer,
-            pl_module,
-            num_samples=min(self.num_samples, _TINY) if _is_dry_run(trainer) else self.num_samples,
-            evaluation=evaluation,
-            image_shape=self._fitted_detector.image_shape,
-            progress=self._shows_progress(trainer) and trainer.is_global_zero,
-        )
 
     # Preparation ------------------------------------------------------------------------------------------------
 
@@ -412,6 +490,7 @@ class ReplicaMonitor(Callback):
         return {
             "settings": {name: getattr(self, name) for name in _SETTINGS},
             "schedule": self.schedule.state_dict(),
+            "clock": self._clock.state_dict(),
             "onset": self._onset_detector.state_dict(),
             "history": [
                 {
@@ -439,6 +518,8 @@ class ReplicaMonitor(Callback):
                     stacklevel=2,
                 )
         self.schedule.load_state_dict(state_dict["schedule"])
+        if "clock" in state_dict:
+            self._clock.load_state_dict(state_dict["clock"])
         self._onset_detector.load_state_dict(state_dict["onset"])
         self.history = [
             Evaluation(
@@ -452,29 +533,6 @@ class ReplicaMonitor(Callback):
         ]
 
 
-def _is_dry_run(trainer: Trainer) -> bool:
-    """Return whether this is a `fast_dev_run`."""
-    return bool(getattr(trainer, "fast_dev_run", False))
-
-
 def _validates(trainer: Trainer) -> bool:
     """Return whether the trainer runs a validation loop during this fit."""
     return bool(trainer.enable_validation) and sum(trainer.num_val_batches) > 0
-
-
-def _most_alike(result: DetectionResult) -> list[int]:
-    """Return the samples most like a copy, and of those that match one training image the best first."""
-
-    def order(sample: int) -> tuple[bool, float]:
-        verdict = result.verdicts[sample]
-        alike = verdict.evidence["voxel"]["normalized_cross_correlation"]
-        return not verdict.is_replica, -(alike if math.isnan(verdict.score) else verdict.score)
-
-    ranked = sorted(range(len(result.verdicts)), key=order)
-    best_of_match: dict[int, int] = {}
-    for sample in ranked:
-        best_of_match.setdefault(result.verdicts[sample].match, sample)
-    first = set(best_of_match.values())
-    return sorted(ranked, key=lambda sample: (not result.verdicts[sample].is_replica, sample not in first))[
-        :_PAIRS_KEPT
-    ]

@@ -19,7 +19,8 @@ from relict_lightning.errors import (
 from relict_lightning.testing import HeadStream
 
 # Names that need no control.
-UNCONTROLLED = {"neighbor_ratio_fraction", "max_similarity", "self_similarity", "seconds_sampling", "seconds_checking"}
+COSTS = {"seconds_sampling", "seconds_checking", "memory_sampling_mib", "memory_checking_mib"}
+UNCONTROLLED = {"neighbor_ratio_fraction", "max_similarity", "self_similarity", *COSTS}
 
 
 def test_without_held_out_patients_it_is_said_what_works_and_what_does_not(trainer, heads, copying, tmp_path):
@@ -31,7 +32,7 @@ def test_without_held_out_patients_it_is_said_what_works_and_what_does_not(train
     (message,) = [str(warning.message) for warning in caught if warning.category is RelictWarning]
     works, does_not = message.split("What does not:")
     assert "most similar training images" in works
-    assert all(name in works for name in UNCONTROLLED if not name.startswith("seconds"))
+    assert all(name in works for name in UNCONTROLLED - COSTS)
     assert all(what in does_not for what in ("replica rate", "p-value", "onset", "stopping", "rollback"))
     assert "Pass `heldout=`" in does_not
     assert {frozenset(evaluation.measures) for evaluation in watching.history} == {frozenset(UNCONTROLLED)}
@@ -186,6 +187,8 @@ def test_a_name_without_a_datamodule_is_refused(trainer, heads, copying, tmp_pat
         ({"sample_batch_size": 0}, "sample_batch_size must be at least 1, got 0"),
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1, got 0"),
         ({"every_n_steps": 0}, "every_n_steps must be at least 1, got 0"),
+        ({"max_overhead": 0}, "max_overhead must be above 0, got 0"),
+        ({"on_error": "ignore"}, "on_error must be 'warn' or 'raise', got 'ignore'"),
         ({"alpha": 1.0}, r"alpha must lie in \(0, 1\), got 1.0"),
         ({"tolerance": 1.0}, r"tolerance must lie in \[0, 1\), got 1.0"),
         ({"name": "val/ema"}, r"name may have only letters, digits, '_', '\.' and '-', got 'val/ema'"),

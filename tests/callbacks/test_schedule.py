@@ -1,5 +1,6 @@
 """Evaluations happen where they are due, once, and other callbacks see each value while it is fresh."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
@@ -53,6 +54,11 @@ def _steps(monitor: Any) -> list[int]:
         pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, True, [0, 3, 6, 8], id="every third step, validated"),
         pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, False, [0, 3, 6, 8], id="every third step"),
         pytest.param({"every_n_steps": 2}, {"max_steps": 5, "max_epochs": -1}, False, [0, 2, 4, 5], id="max_steps"),
+        pytest.param({"at_steps": [7, 2, 2]}, {"max_epochs": 2}, True, [0, 2, 7, 8], id="listed steps"),
+        # Periods between evaluations of trained weights: 2, 4, 8.
+        pytest.param(
+            {"every_n_steps": 1, "adaptive": True}, {"max_epochs": 4}, False, [0, 1, 3, 7, 15, 16], id="ever rarer"
+        ),
         # Eight batches make four steps.
         pytest.param(
             {"every_n_steps": 2}, {"max_epochs": 2, "accumulate_grad_batches": 2}, False, [0, 2, 4], id="accumulation"
@@ -244,6 +250,115 @@ def test_strict_early_stopping_and_checkpoints_find_the_rate_in_the_first_epoch_
     assert second.current_epoch == 3
     assert callbacks[1].best_score == 0.0
     assert callbacks[2].best_model_score == 0.0
+
+
+def test_an_adaptive_schedule_is_dense_from_the_first_sign_on(trainer, heads, monitor, copying):
+    watching = monitor(every_n_steps=1, adaptive=True)
+
+    trainer(watching, max_epochs=5).fit(copying((5, 1.0)), heads.training_loader())
+
+    # Quiet at 1 and 3; the copies of step 5 are seen at step 7.
+    assert _steps(watching) == [0, 1, 3, *range(7, 21)]
+
+
+def test_minutes_count_over_the_whole_run(trainer, heads, monitor, copying, monkeypatch):
+    now = iter(range(10_000))
+    # A clock that goes on by a minute each time that it is looked at.
+    clock = SimpleNamespace(perf_counter=lambda: 60.0 * next(now))
+    monkeypatch.setattr("relict_lightning.callbacks.clock.time", clock)
+    watching = monitor(num_samples=8, every_n_minutes=6, evaluate_at_start=False, evaluate_at_end=False)
+
+    trainer(watching, max_epochs=5).fit(copying(), heads.training_loader())
+
+    # One look after each step: the first due point is the sixth minute, and an evaluation takes no look of its own.
+    assert _steps(watching) == [6, 12, 18]
+
+
+def test_a_bound_on_the_time_makes_evaluations_wait_and_says_so(trainer, heads, monitor, copying, messages):
+    bounded = monitor(num_samples=8, every_n_steps=1, max_overhead=1e-6)
+
+    trainer(bounded, max_epochs=2).fit(copying(), heads.training_loader())
+
+    # The ends are evaluated in any case.
+    assert _steps(bounded) == [0, 8]
+    (waits,) = [line for line in messages if "is due at step 1 waits" in line]
+    assert "at most 1e-06 seconds per second of training" in waits
+    assert any(line.startswith("Evaluations waited to keep monitoring below") for line in messages)
+
+
+def test_a_bound_that_is_wide_enough_changes_nothing(trainer, heads, monitor, copying, messages):
+    bounded = monitor(num_samples=8, every_n_steps=3, max_overhead=1e6)
+
+    trainer(bounded, max_epochs=2).fit(copying(), heads.training_loader())
+
+    assert _steps(bounded) == [0, 3, 6, 8]
+    assert not any("wait" in line for line in messages)
+
+
+def test_an_adaptive_schedule_leaves_out_up_to_seven_of_eight_due_points():
+    schedule = Schedule(every_n_steps=10, adaptive=True)
+    evaluated = []
+
+    for step in range(1, 500):
+        if schedule.due(step):
+            evaluated.append(step)
+            schedule.follow(signs=step >= 390)
+
+    assert evaluated == [10, 30, 70, 150, 230, 310, 390, 400, 410, 420, 430, 440, 450, 460, 470, 480, 490]
+
+
+def test_an_adaptive_schedule_saved_and_loaded_makes_the_same_next_decisions():
+    schedule, resumed = Schedule(every_n_epochs=1, adaptive=True), Schedule(every_n_epochs=1, adaptive=True)
+    schedule.due(1)
+    schedule.follow(signs=False)
+
+    resumed.load_state_dict(schedule.state_dict())
+
+    assert (schedule.next_due, resumed.next_due) == (3, 3)
+
+
+def test_listed_steps_are_due_once_each_and_then_never_again():
+    schedule = Schedule(at_steps=[5, 3])
+
+    assert [step for step in range(10) if schedule.due(step)] == [3, 5]
+    assert schedule.next_due == float("inf")
+
+
+def test_a_schedule_of_an_older_version_is_taken_over():
+    resumed = Schedule(every_n_steps=2)
+
+    resumed.load_state_dict({"accounted_for": 50, "counts_steps": True})
+
+    assert resumed.next_due == 52
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"every_n_epochs": 3}, "every 3 epochs"),
+        ({"every_n_minutes": 2.5}, "every 2.5 minutes"),
+        ({"at_steps": [20, 10]}, "at steps 10, 20"),
+        ({"every_n_steps": 5, "adaptive": True}, "every 5 steps, up to 8 times as rarely while nothing happens"),
+    ],
+)
+def test_a_schedule_in_words(arguments, text):
+    assert str(Schedule(**arguments)) == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"every_n_minutes": 0}, "every_n_minutes must be finite and above 0, got 0"),
+        ({"every_n_minutes": float("nan")}, "every_n_minutes must be finite and above 0, got nan"),
+        ({"at_steps": []}, r"at_steps must hold steps of at least 1, got \[\]"),
+        ({"at_steps": [4, 0]}, r"at_steps must hold steps of at least 1, got \[0, 4\]"),
+        ({"at_steps": [4], "every_n_steps": 2}, "At most one of .* may be given, got every_n_steps and at_steps"),
+        ({"at_steps": [4], "adaptive": True}, "; at_steps has no period"),
+    ],
+)
+def test_schedules_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Schedule(**arguments)
 
 
 def test_a_schedule_saved_and_loaded_makes_the_same_next_decisions():

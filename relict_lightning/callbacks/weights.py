@@ -1,0 +1,59 @@
+"""The weights that get saved: where Lightning averages weights over steps, checkpoints hold the averages."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
+
+# Lightning has had it since 2.6.
+_WeightAveraging: Any = getattr(lightning_callbacks, "WeightAveraging", None)
+
+Moment = Literal["start", "batch", "validation", "epoch", "end"]
+
+
+@contextlib.contextmanager
+def weights_to_be_saved(
+    trainer: Trainer, module: LightningModule, *, watcher: Callback, moment: Moment
+) -> Iterator[None]:
+    """Run a block while the module holds the weights that a checkpoint saved now would hold.
+
+    `WeightAveraging` updates and swaps weights in hooks that it shares with the watcher, so what the module holds when
+    the watcher is called depends on which of them comes first in the trainer's list. Here it does not.
+
+    Args:
+        trainer: The trainer, while it fits.
+        module: The model under training, which holds afterwards what it held before.
+        watcher: The callback that looks.
+        moment: In which hook it looks: at the start of training, or at the end of a batch, of a validation, of an epoch
+            or of training.
+    """
+    averaging = averaging_of(trainer)
+    if averaging is None or averaging._average_model is None:
+        yield
+        return
+    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
+    is_later = callbacks.index(averaging) > callbacks.index(watcher)
+    # It would take this step or epoch in only after the watcher has looked. A second call then changes nothing.
+    if is_later and moment == "batch":
+        averaging.on_train_batch_end(trainer, module, None, None, 0)
+    elif is_later and moment == "epoch":
+        averaging.on_train_epoch_end(trainer, module)
+    # During validation and after training the module holds the averages already.
+    if (moment == "validation" and is_later) or (moment == "end" and not is_later):
+        yield
+        return
+    averaging._swap_models(module)
+    try:
+        yield
+    finally:
+        averaging._swap_models(module)
+
+
+def averaging_of(trainer: Trainer) -> Any | None:
+    """Return the trainer's `WeightAveraging`, if it has one."""
+    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
+    if _WeightAveraging is None:
+        return None
+    return next((callback for callback in callbacks if isinstance(callback, _WeightAveraging)), None)
