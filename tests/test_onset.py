@@ -14,6 +14,7 @@ from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import estimate_rate
 from relict_lightning.onset import EvidenceKind, OnsetDetector, copies_to_decide, rate_to_primitives, spending_level
 from relict_lightning.results import DetectionResult, RateEstimate, Transform, Verdict
+from relict_lightning.spending import even_spending_level
 
 VERDICT = Verdict(
     score=0.0,
@@ -92,7 +93,8 @@ def test_either_evidence_declares_onset_and_is_named(p_values, kind):
 
     assert (onset.step, onset.epoch, onset.evaluation) == (700, 3, 1)
     assert (onset.evidence, onset.p_value) == (kind, 0.001)
-    assert onset.level == spending_level(1, alpha=0.05) / 2
+    of_kind = spending_level if kind is EvidenceKind.PERMUTATION else even_spending_level
+    assert onset.level == of_kind(1, alpha=0.05 / 2)
     assert onset.replica_rate.successes == 16
 
 

@@ -1,0 +1,92 @@
+"""What an onset is: the evaluation, the evidence, and the sentence that says both. Primitives in and out.
+
+- `EvidenceKind`: what an onset rests on.
+- `Onset`: the record.
+- `onset_to_primitives`, `onset_from_primitives`, `rate_to_primitives`: what checkpoints keep.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from relict_lightning.results import RateEstimate
+
+
+class EvidenceKind(str, enum.Enum):
+    """What an onset rests on."""
+
+    PERMUTATION = "permutation"
+    CONFORMAL = "conformal"
+
+    @property
+    def assumption(self) -> str:
+        """What has to hold for the error rate to hold, in words."""
+        if self is EvidenceKind.PERMUTATION:
+            return "assuming only that training and held-out patients were split at random"
+        return (
+            "assuming that samples of a model that does not memorize are no more alike to training patients than "
+            "held-out patients are"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Onset:
+    """The first evaluation at which memorization is established.
+
+    Attributes:
+        step: Optimizer step of that evaluation.
+        epoch: Its epoch.
+        evaluation: Its number, counted from 1.
+        evidence: What was tested.
+        p_value: The p-value.
+        level: The level that it was tested at, out of the half of `alpha` that this kind of evidence has.
+        replica_rate: The replica rate then.
+        confirmed_step: Step of the evaluation that confirmed it; that of the onset where one evaluation was enough.
+    """
+
+    step: int
+    epoch: int
+    evaluation: int
+    evidence: EvidenceKind
+    p_value: float
+    level: float
+    replica_rate: RateEstimate
+    confirmed_step: int
+
+    @property
+    def grounds(self) -> str:
+        """What was tested, and what has to hold for the error rate to hold."""
+        return f"{self.evidence.value} test, {self.evidence.assumption}"
+
+    @property
+    def reason(self) -> str:
+        """The whole reason in one sentence."""
+        confirmed = "" if self.confirmed_step == self.step else f", confirmed at step {self.confirmed_step}"
+        return (
+            f"Memorization onset at step {self.step} (epoch {self.epoch}){confirmed}: replica rate "
+            f"{self.replica_rate}; {self.evidence.value} p-value {self.p_value:.2g} at evaluation {self.evaluation}, "
+            f"where {self.level:.2g} was allowed, {self.evidence.assumption}."
+        )
+
+
+def onset_to_primitives(onset: Onset) -> dict[str, Any]:
+    """Return an onset as a dictionary of primitives."""
+    return {**asdict(onset), "evidence": onset.evidence.value, "replica_rate": rate_to_primitives(onset.replica_rate)}
+
+
+def onset_from_primitives(state: Mapping[str, Any]) -> Onset:
+    """Return the onset that `onset_to_primitives` made a dictionary of, or an earlier version of it."""
+    known = {
+        # Earlier versions declared onset at once.
+        "confirmed_step": state["step"],
+        **state,
+        "evidence": EvidenceKind(state["evidence"]),
+        "replica_rate": RateEstimate(**state["replica_rate"]),
+    }
+    return Onset(**known)
+
+
+def rate_to_primitives(rate: RateEstimate) -> dict[str, float | int]:
+    """Return a rate as a dictionary of primitives, from which `RateEstimate(**...)` makes it again."""
+    return asdict(rate)
