@@ -42,6 +42,8 @@ _SLOPES = np.geomspace(0.25, 16.0, 41)
 _CROSSINGS, _FUTURE = 121, 161
 # Normal quantile of a one-sided test at 5 %.
 _RISE = 1.645
+# Parameters whose likelihood is less than e^-10 of the largest are left out.
+_UNLIKELY = 10.0
 # Logits beyond are certainties.
 _EXTREME = 30.0
 
@@ -152,14 +154,20 @@ def forecast_onset(
     needed = copies_to_exceed(tolerance, num_samples=count)
     if needed is None:
         return None
-    crossings = np.linspace(logs[0], logs[-1] + math.log(_HORIZON) + 1, _CROSSINGS)
     at_crossing = _rate_at_which_half_suffice(needed, count)
-    weight = _log_likelihood(_logits(crossings, _SLOPES, at_crossing, logs), replicas, samples)
+    crossings, slopes = np.linspace(logs[0], logs[-1] + math.log(_HORIZON) + 1, _CROSSINGS), _SLOPES
+    # Many samples leave little of the grid, which a finer one there resolves.
+    for _ in range(2):
+        weight = _log_likelihood(_logits(crossings, slopes, at_crossing, logs), replicas, samples)
+        likely = weight > weight.max() - _UNLIKELY
+        crossings = np.linspace(*_reach(crossings, likely.any(axis=1)), _CROSSINGS)
+        slopes = np.geomspace(*_reach(slopes, likely.any(axis=0)), len(_SLOPES))
+    weight = _log_likelihood(_logits(crossings, slopes, at_crossing, logs), replicas, samples)
     weight = np.exp(weight - weight.max())
     gap = float(np.median(np.diff(steps)))
     future = np.geomspace(steps[-1] + gap, _HORIZON * (steps[-1] + gap), _FUTURE)
     # Of each evaluation to come, the logarithm of the chance that it does not declare onset; then of all up to a step.
-    fails = _log_miss(_logits(crossings, _SLOPES, at_crossing, np.log(future)), needed, count, patience)
+    fails = _log_miss(_logits(crossings, slopes, at_crossing, np.log(future)), needed, count, patience)
     between = np.diff(future) / gap
     passed = np.cumsum((fails[..., 1:] + fails[..., :-1]) / 2 * between, axis=-1)
     survives = np.exp(fails[..., :1] + np.concatenate([np.zeros_like(fails[..., :1]), passed], axis=-1))
@@ -231,6 +239,12 @@ def _rate_at_which_half_suffice(needed: int, samples: int) -> float:
         return float(stats.binom.sf(needed - 1, samples, rate)) - 0.5
 
     return float(optimize.brentq(surplus, 0.0, 1.0))
+
+
+def _reach(values: _Array, likely: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the ends of the likely part of a grid, and one cell more on each side where there is one."""
+    positions = np.flatnonzero(likely)
+    return float(values[max(positions[0] - 1, 0)]), float(values[min(positions[-1] + 1, len(values) - 1)])
 
 
 def _logits(crossings: _Array, slopes: _Array, at_crossing: float, logs: _Array) -> _Array:

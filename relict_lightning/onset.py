@@ -141,8 +141,10 @@ class OnsetDetector:
         if step == 0:
             return None
         for name, values in self._trends.items():
-            values.append(float(result.measures.get(name, math.nan)))
-            del values[:-TREND_WINDOW]
+            # NaN, where there is none, would not equal itself in a saved state.
+            if math.isfinite(value := result.measures.get(name, math.nan)):
+                values.append(float(value))
+                del values[:-TREND_WINDOW]
         rate = result.replica_rate
         if rate is None:
             self._watch_over(result, passed=[])
