@@ -87,7 +87,8 @@ def describe_power(detector: ReplicaDetector, onset_detector: OnsetDetector, *, 
         smallest = 1 / (1 + detector.heldout_groups)
         warnings.warn(
             f"With {detector.heldout_groups} held-out patients no p-value can be smaller than {smallest:.2g}, and "
-            f"{level:.2g} is needed at the next evaluation and less later, so onset may never be established. "
+            f"{onset_detector.next_conformal_level:.2g} is needed at the next evaluation and less later, so onset may "
+            f"never be established. "
             f"Hold out at least {TAIL_CONTROLS} patients.",
             RelictWarning,
             stacklevel=2,
