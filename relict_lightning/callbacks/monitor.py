@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from relict_lightning.callbacks.agreement import on_first
+from relict_lightning.callbacks.averaging import Moment, weights_to_be_saved
 from relict_lightning.callbacks.clock import RunClock
 from relict_lightning.callbacks.drawing import SampleDrawer
 from relict_lightning.callbacks.evaluating import Measured, is_dry_run, measure
@@ -23,7 +24,6 @@ from relict_lightning.callbacks.preparation import describe_power, fit_detector
 from relict_lightning.callbacks.reporting import onset_summary
 from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.callbacks.sources import heldout_source, load_validation, training_source
-from relict_lightning.callbacks.weights import Moment, weights_to_be_saved
 from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, RelictWarning, SamplerError
