@@ -62,6 +62,19 @@ def write_scalars(loggers: Iterable[Logger], values: Mapping[str, float], *, ste
         logger.log_metrics(with_prefix(values, monitor=monitor), step=step)
 
 
+def write_alert(loggers: Iterable[Logger], *, title: str, text: str) -> None:
+    """Send an alert to W&B, which passes it on as its user has set there; other loggers know no alerts.
+
+    Args:
+        loggers: All loggers, of which those of W&B are used.
+        title: Title, below 64 characters.
+        text: What happened. It leaves the machine: no patient may be named in it.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.alert(title=title, text=text, level="WARN")
+
+
 def write_pairs(loggers: Iterable[Logger], pairs: Sequence[MatchedPair], *, step: int, monitor: str = "") -> None:
     """Send pictures of matched pairs to TensorBoard and W&B. They show patients: call it only when told to.
 

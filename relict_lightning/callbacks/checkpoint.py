@@ -1,16 +1,38 @@
-"""Keeping the checkpoint to go back to."""
+"""Keeping the checkpoint to go back to, verifying it, and going back."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from relict_lightning.callbacks.advice import advice
+from relict_lightning.callbacks.agreement import together
 from relict_lightning.callbacks.attached import attached_monitor
-from relict_lightning.callbacks.kept import KeptCheckpoint, choose, from_primitives, to_primitives
-from relict_lightning.errors import ConfigurationError
+from relict_lightning.callbacks.kept import (
+    KeptCheckpoint,
+    choose,
+    choose_of_tried,
+    from_primitives,
+    thin_out,
+    to_primitives,
+)
+from relict_lightning.callbacks.monitor import ReplicaMonitor
+from relict_lightning.callbacks.verification import Finding, Verification, judge
+from relict_lightning.callbacks.weights import (
+    load_averages,
+    load_weights,
+    loads_weights_alone,
+    own_state,
+    read_checkpoint,
+)
+from relict_lightning.errors import ConfigurationError, RelictWarning
+from relict_lightning.onset import Onset
 from relict_lightning.results import Evaluation, RateEstimate
 
 
@@ -18,42 +40,67 @@ class MemorizationCheckpoint(Checkpoint):
     """Keeps the checkpoint to go back to when memorization is found.
 
     After each evaluation of `ReplicaMonitor` before onset it saves a checkpoint, and drops those that a newer one makes
-    pointless: an older checkpoint is kept only where its replica rate is better bounded than that of every newer one,
-    or where the permutation test did not yet find that samples lean towards training patients. So the oldest that is
-    kept is the cleanest. Where more than `keep` remain, the second oldest goes, never the oldest; with `keep=1` a worse
-    newer one is not saved at all. At onset it names the newest checkpoint whose whole interval lies below the rate at
-    onset, one without any replica before one with some, and one without leaning before one with it. Of several monitors
-    it follows the one without a name, or else the first. Each `fit` starts afresh, and one with `ckpt_path` goes on
-    with the checkpoints of the run that it resumes.
+    pointless: the newer one's replica rate is better bounded, and the permutation test finds no new leaning towards
+    training patients. So the oldest that is kept is the cleanest. Where more than `keep` remain, the oldest and the
+    newest stay, and of the others some that lie further and further back; with `keep=1`, a newer one replaces the older
+    unless it is worse. A checkpoint is written before an older one is removed. One that cannot be written is warned of,
+    and training goes on with those that were kept before.
+
+    At onset it names the newest checkpoint whose whole interval lies below the rate at onset, one without any replica
+    before one with some, and one without leaning before one with it. That choice flatters the checkpoint, so it is
+    verified right then: its weights are loaded, samples that no evaluation has seen are drawn and checked, and the
+    training's own weights are put back bit by bit. Where the fresh samples do not find it clean, the next older one is
+    tried. This costs one evaluation for each one that is tried, and training goes on as if nothing had looked.
+
+    Of several monitors it follows the one without a name, or else the first. Each `fit` starts afresh, and one with
+    `ckpt_path` goes on with the checkpoints of the run that it resumes.
 
     It is one of Lightning's checkpoint callbacks: with it, the trainer adds no `ModelCheckpoint` of its own, so add one
-    where the best or the last weights are wanted as well.
+    where the best or the last weights are wanted as well. With Lightning's `WeightAveraging`, averaged weights are what
+    is verified and restored. Strategies that shard a model (FSDP, DeepSpeed) load weights and optimizer in one stroke;
+    with these a checkpoint is named, and neither verified nor restored.
 
     Args:
         dirpath: Folder of the checkpoints; None takes `relict_checkpoints` in the trainer's `default_root_dir`.
         keep: How many checkpoints to keep at most, at least 1.
+        verify: Whether to verify the checkpoint to go back to with fresh samples. Without, a checkpoint as clean as all
+            before it replaces them, which takes less disk.
+        restore: Whether the module gets the weights of the checkpoint to go back to at the end of `fit`, so that what
+            the script does next has them. Everything that reads the final weights before gets the final ones: the
+            report, other checkpoint callbacks, and every `on_train_end`.
 
     Raises:
         ConfigurationError: If `keep` is below 1.
 
     Attributes:
-        kept: The checkpoints kept, oldest first.
-        best: The checkpoint to go back to; None before onset, or where nothing was saved before it.
+        kept: The checkpoints kept, oldest first; those that were tried at onset have a `verification`.
+        best: The checkpoint to go back to; None before onset, where nothing was saved before it, or where fresh samples
+            found copies in all that were kept.
+        restored: Whether the module was given the weights of `best`.
     """
 
-    def __init__(self, dirpath: str | Path | None = None, *, keep: int = 3) -> None:
+    def __init__(
+        self, dirpath: str | Path | None = None, *, keep: int = 3, verify: bool = True, restore: bool = False
+    ) -> None:
         if keep < 1:
             raise ConfigurationError(f"keep must be at least 1, got {keep}.")
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.keep = keep
+        self.verify = verify
+        self.restore = restore
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         self.kept: list[KeptCheckpoint] = []
         self.best: KeptCheckpoint | None = None
+        self.restored = False
         self._advised = False
         self._seen = 0
         self._followed = ""
+        self._written: set[str] = set()
+        self._has_warned = False
+        # The training's own weights, while those of a checkpoint are in the module.
+        self._own_weights: Mapping[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh; the state of a run that is resumed is loaded after this.
@@ -70,42 +117,71 @@ class MemorizationCheckpoint(Checkpoint):
         monitor = attached_monitor(trainer, type(self).__name__)
         self._seen = len(monitor.history)
         monitor.rollback = self.best
+        if self.restore and not loads_weights_alone(trainer.strategy):
+            rank_zero_warn(
+                f"{type(self).__name__}(restore=True) cannot put weights back under {type(trainer.strategy).__name__}, "
+                f"which loads them together with the optimizer. Load the checkpoint that is named at onset yourself.",
+                category=RelictWarning,
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save after a step at which the monitor evaluated."""
-        self._follow(trainer)
+        self._follow(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after an epoch at whose end the monitor evaluated."""
-        self._follow(trainer)
+        self._follow(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after a validation at which the monitor evaluated."""
         if not trainer.sanity_checking:
-            self._follow(trainer)
+            self._follow(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after an evaluation of the final weights."""
-        self._follow(trainer)
+        self._follow(trainer, pl_module)
 
-    def _follow(self, trainer: Trainer) -> None:
-        """Act on the monitor's newest evaluation, once."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the weights of the checkpoint to go back to into the module; every `on_train_end` saw the final ones."""
+        if not self.restore or self.best is None or not loads_weights_alone(trainer.strategy):
+            return
+        try:
+            content = read_checkpoint(trainer, self.best.path, trusted=self.best.path in self._written)
+            load_weights(trainer, pl_module, content)
+            load_averages(trainer, content)
+        except Exception as error:  # noqa: BLE001 - training is over, and its result must not be lost to this
+            rank_zero_warn(
+                f"{self.best.path} could not be restored ({type(error).__name__}: {error}); the model has the final "
+                f"weights, from after memorization onset. Load the checkpoint yourself.",
+                category=RelictWarning,
+            )
+            return
+        self.restored = True
+        rank_zero_info(f"Restored the weights of step {self.best.step} from {self.best.path}.")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the training's own weights where somebody saves in mid-verification, as at the end of a job's time."""
+        if self._own_weights is not None:
+            # `WeightAveraging` has moved the module's weights by now.
+            name = "current_model_state" if "current_model_state" in checkpoint else "state_dict"
+            checkpoint[name] = dict(self._own_weights)
+
+    # Keeping ----------------------------------------------------------------------------------------------------
+
+    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Act on the monitor's newest evaluation, once, and on its onset, once."""
+        if trainer.state.fn != TrainerFn.FITTING or getattr(trainer, "fast_dev_run", False):
+            return
         monitor = attached_monitor(trainer, type(self).__name__)
-        if len(monitor.history) <= self._seen or getattr(trainer, "fast_dev_run", False):
-            return
-        self._seen = len(monitor.history)
-        newest = monitor.history[-1]
-        if newest.replica_rate is None:
-            return
-        if monitor.onset is None:
-            self._take_in(trainer, newest, newest.replica_rate)
-        elif not self._advised:
-            self._advised = True
-            self.best = choose(self.kept, monitor.onset.replica_rate)
-            monitor.rollback = self.best
-            rank_zero_info(_advice(self.best, monitor.onset.replica_rate))
+        if monitor.onset is not None:
+            self._advise(trainer, pl_module, monitor, monitor.onset)
+        elif len(monitor.history) > self._seen:
+            self._seen = len(monitor.history)
+            newest = monitor.history[-1]
+            if newest.replica_rate is not None:
+                self._take_in(trainer, newest, newest.replica_rate)
 
     def _take_in(self, trainer: Trainer, evaluation: Evaluation, rate: RateEstimate) -> None:
         """Save a checkpoint if it is to be kept, and drop those that are not to be kept any longer."""
@@ -114,18 +190,123 @@ class MemorizationCheckpoint(Checkpoint):
         path = folder / f"step={evaluation.step}-replicas={rate.successes}-of-{rate.trials}.ckpt"
         p_value, level = (evaluation.value_of(name) for name in ("memorization_p_value", "alpha_threshold"))
         newest = KeptCheckpoint(path=str(path), step=evaluation.step, replica_rate=rate, leans=p_value <= level)
+        # Those that are as good are what to fall back on where verification finds copies in the newest.
+        strictly = self.verify and self.keep > 1
         # A run that goes on from an earlier step can come by the same step with the same rate again.
-        others = [older for older in self.kept if older.path != newest.path and not older.is_outdone_by(newest)]
-        remaining = [*others, newest]
-        while len(remaining) > self.keep:
-            # Of those that are left, each is worse bounded than the one before it: the oldest is the cleanest.
-            remaining.pop(1)
-        dropped = {older.path for older in self.kept} - {checkpoint.path for checkpoint in remaining}
+        others = [
+            older
+            for older in self.kept
+            if older.path != newest.path and not older.is_outdone_by(newest, strictly=strictly)
+        ]
+        before, remaining = self.kept, thin_out([*others, newest], keep=self.keep)
+        # The checkpoint that is saved knows of itself.
         self.kept = remaining
-        if newest in remaining:
+        if newest in remaining and not self._save(trainer, path):
+            self.kept = before
+            return
+        for outdone in sorted({older.path for older in before} - {checkpoint.path for checkpoint in remaining}):
+            self._remove(trainer, outdone)
+
+    def _save(self, trainer: Trainer, path: Path) -> bool:
+        """Save a checkpoint, and return whether it was written; all processes together."""
+        stamp = _stamp(path)
+        failure: Exception | None = None
+        try:
             trainer.save_checkpoint(path, weights_only=False)
-        for outdone in sorted(dropped):
-            trainer.strategy.remove_checkpoint(outdone)
+        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on with what was kept before
+            failure = error
+            # The others wait here for the process that failed to write.
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+        # Lightning passes over a missing permission without a word; and it may write in the background.
+        in_background = isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO)
+        looks = trainer.is_global_zero and not in_background
+        written = failure is None and (not looks or path.is_dir() or _stamp(path) not in (None, stamp))
+        if trainer.strategy.reduce_boolean_decision(written, all=True):
+            self._written.add(str(path))
+            return True
+        said = f"{type(failure).__name__}: {failure}" if failure else "no file was written; is it permitted?"
+        self._warn(
+            f"The checkpoint {path} could not be saved ({said}). Training goes on, and what was kept before stays. "
+            f"Make room, or choose another `dirpath`."
+        )
+        return False
+
+    def _remove(self, trainer: Trainer, path: str) -> None:
+        try:
+            trainer.strategy.remove_checkpoint(path)
+        except OSError as error:
+            self._warn(f"{path} is not needed any longer and could not be removed ({error}). Training goes on.")
+
+    def _warn(self, message: str) -> None:
+        """Warn once in a run: what stands in the way now does so at the next evaluation as well."""
+        if not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(message, category=RelictWarning)
+
+    # Going back -------------------------------------------------------------------------------------------------
+
+    def _advise(self, trainer: Trainer, pl_module: LightningModule, monitor: ReplicaMonitor, onset: Onset) -> None:
+        """Name the checkpoint to go back to, once."""
+        if self._advised:
+            return
+        self._advised = True
+        tried = self._try_out(trainer, pl_module, monitor, onset) if self.verify else []
+        self.best = choose_of_tried(tried) if tried else choose(self.kept, onset.replica_rate)
+        monitor.rollback = self.best
+        rank_zero_info(advice(self.best, tried, onset.replica_rate))
+
+    def _try_out(
+        self, trainer: Trainer, pl_module: LightningModule, monitor: ReplicaMonitor, onset: Onset
+    ) -> list[KeptCheckpoint]:
+        """Verify the checkpoint to go back to, then older ones until one is clean; return those that were tried."""
+        tried: list[KeptCheckpoint] = []
+        candidate = choose(self.kept, onset.replica_rate)
+        while candidate is not None:
+            position = self.kept.index(candidate)
+            verification = self._verify(trainer, pl_module, monitor, onset, candidate)
+            self.kept[position] = replace(candidate, verification=verification)
+            tried.append(self.kept[position])
+            if tried[-1].is_verified:
+                break
+            candidate = choose(self.kept[:position], onset.replica_rate)
+        return tried
+
+    def _verify(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        monitor: ReplicaMonitor,
+        onset: Onset,
+        checkpoint: KeptCheckpoint,
+    ) -> Verification:
+        """Return what fresh samples of a checkpoint say; an error is part of that, because the advice is still due."""
+        if not loads_weights_alone(trainer.strategy):
+            name = type(trainer.strategy).__name__
+            return Verification(finding=Finding.FAILED, failure=f"{name} loads weights with the optimizer only")
+        rank_zero_info(f"Verifying {checkpoint.path} with fresh samples.")
+        try:
+            content = read_checkpoint(trainer, checkpoint.path, trusted=checkpoint.path in self._written)
+            own = own_state(trainer, pl_module, content)
+        except Exception as error:  # noqa: BLE001 - told in the advice
+            return Verification(finding=Finding.FAILED, failure=f"reading it failed, {_first_line(error)}")
+        self._own_weights = own["state_dict"]
+        try:
+            try:
+                together(trainer, lambda: load_weights(trainer, pl_module, content), doing="Loading a checkpoint")
+            except Exception as error:  # noqa: BLE001 - told in the advice
+                return Verification(finding=Finding.FAILED, failure=f"loading it failed, {_first_line(error)}")
+            try:
+                result = monitor.measure_again(trainer, pl_module)
+            except Exception as error:  # noqa: BLE001 - told in the advice
+                # By its kind alone: an error about images may name a patient, and what is said may leave the machine.
+                return Verification(finding=Finding.FAILED, failure=f"measuring failed with {type(error).__name__}")
+        finally:
+            # An error here goes on: training must not go on with weights that are not its own.
+            load_weights(trainer, pl_module, own)
+            self._own_weights = None
+        return judge(checkpoint.replica_rate, result, onset, tolerance=monitor.tolerance)
+
+    # State ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the kept checkpoints as primitives, and the name of the monitor that they were kept for.
@@ -147,12 +328,11 @@ class MemorizationCheckpoint(Checkpoint):
         self._advised = state_dict["advised"]
 
 
-def _advice(best: KeptCheckpoint | None, onset_rate: RateEstimate) -> str:
-    if best is None:
-        return "No checkpoint was saved before memorization onset. Evaluate more often, or train on more patients."
-    advice = f"Go back to {best.path}: step {best.step}, before memorization onset, replica rate {best.replica_rate}."
-    if best.leans:
-        advice += " The permutation test found its samples leaning towards training patients already."
-    if best.replica_rate.high >= onset_rate.low:
-        advice += " This interval overlaps the one at onset: draw more samples per evaluation to tell them apart."
-    return advice
+def _stamp(path: Path) -> int | None:
+    """Return when a file was written; None where there is none."""
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _first_line(error: Exception) -> str:
+    """Return an error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -32,7 +32,7 @@ from relict_lightning.onset import Onset, OnsetDetector, rate_to_primitives
 from relict_lightning.report import write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
 from relict_lightning.samplers import resolve_sampler
-from relict_lightning.tracking import logged_values, with_prefix, write_pairs, write_scalars
+from relict_lightning.tracking import logged_values, with_prefix, write_alert, write_pairs, write_scalars
 
 _CHUNK = 32
 # Evaluations count from 0, and none comes near this many.
@@ -411,6 +411,8 @@ class ReplicaMonitor(Callback):
             self.schedule.follow(signs=self._shows_signs(result))
         if newly is not None:
             rank_zero_info(newly.reason)
+            alert = partial(write_alert, trainer.loggers, title=f"Memorization onset, step {step}", text=newly.reason)
+            self._on_first(trainer, alert, doing="Sending an alert to the loggers")
         self._write(trainer, {**values, "stale": 0.0})
         if self.log_images and not is_dry_run(trainer):
             write = partial(write_pairs, trainer.loggers, measured.pairs, step=step, monitor=self.name)

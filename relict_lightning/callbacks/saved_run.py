@@ -44,7 +44,9 @@ def write_checkpoint_report(path: str | Path, *, checkpoint: str | Path, monitor
     if keeper_key is not None and watched.onset is not None and states[keeper_key]["monitor"] == watched.name:
         keeper = MemorizationCheckpoint()
         keeper.load_state_dict(states[keeper_key])
-        best = keeper.best or choose(keeper.kept, watched.onset.replica_rate)
+        # Once there was advice there is no other choice, also where it was that none is safe.
+        advised = states[keeper_key]["advised"]
+        best = keeper.best if advised else choose(keeper.kept, watched.onset.replica_rate)
     last = watched.history[-1]
     return write_report(
         path,

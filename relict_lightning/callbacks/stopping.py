@@ -19,7 +19,9 @@ class MemorizationStopping(EarlyStopping):
 
     It never stops for any other reason: a replica rate that stays at zero does not wear out its patience. It looks
     after every point at which the monitor may have evaluated, and stops all processes together. Of several monitors it
-    follows the one without a name, or else the first. Each `fit` starts afresh.
+    follows the one without a name, or else the first. Each `fit` starts afresh, and a run that is resumed from after
+    its onset stops again at its next look. Whoever wants to be told only leaves this callback out: the monitor says
+    what it finds all the same.
 
     Args:
         verbose: Whether to print the reason.

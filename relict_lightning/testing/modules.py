@@ -90,8 +90,9 @@ class NoisyModule(lightning.LightningModule):
 class CopyingModule(lightning.LightningModule):
     """A scripted generator that hands out training images from a known step on.
 
-    Each sample is a copy of a random training image with the probability that `schedule` gives for the current
-    `global_step`, and one of the fresh images otherwise, none of which comes twice before all came once.
+    Each sample is a copy of a random training image with the probability that `schedule` gives for the number of
+    optimizer steps taken, and one of the fresh images otherwise, none of which comes twice before all came once. That
+    number is one of its weights: with those of an earlier checkpoint it copies as it did then.
 
     Args:
         training: Training images, `[m, c, *spatial]`.
@@ -113,6 +114,7 @@ class CopyingModule(lightning.LightningModule):
 
     training_images: Tensor
     fresh_images: Tensor
+    steps_taken: Tensor
 
     def __init__(
         self,
@@ -143,7 +145,18 @@ class CopyingModule(lightning.LightningModule):
         self.noise = noise
         self.register_buffer("training_images", training.detach().clone(), persistent=False)
         self.register_buffer("fresh_images", fresh.detach().clone(), persistent=False)
+        self.register_buffer("steps_taken", torch.zeros((), dtype=torch.long))
         self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def setup(self, stage: str) -> None:
+        """Count from the start of each run; one that is resumed gets its number back with its weights."""
+        if stage == "fit":
+            self.steps_taken.zero_()
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, and count it."""
+        super().optimizer_step(*arguments, **options)
+        self.steps_taken += 1
 
     def copy_probability(self, step: int) -> float:
         """Return the probability that a sample drawn at `step` is a copy."""
@@ -170,14 +183,14 @@ class CopyingModule(lightning.LightningModule):
 
     @torch.no_grad()
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "n c *spatial"]:
-        """Return copies and fresh images, as the schedule has it at the current step.
+        """Return copies and fresh images, as the schedule has it after the steps taken.
 
         Args:
             n: Number of images.
             generator: Source of every choice; the global random state without one.
         """
         source = generator.device if generator is not None else self.device
-        is_copy = torch.rand(n, generator=generator, device=source) < self.copy_probability(self.global_step)
+        is_copy = torch.rand(n, generator=generator, device=source) < self.copy_probability(int(self.steps_taken))
         copied = torch.randint(len(self.training_images), (n,), generator=generator, device=source)
         order = torch.randperm(len(self.fresh_images), generator=generator, device=source)
         unused = order[torch.arange(n, device=source) % len(order)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
-from relict_lightning.callbacks.kept import KeptCheckpoint, choose
+from relict_lightning.callbacks.kept import KeptCheckpoint, choose, thin_out
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.functional import estimate_rate
 from relict_lightning.results import Evaluation
@@ -98,7 +98,8 @@ def test_the_messages_say_reason_rate_interval_step_and_checkpoint(
     (back,) = [message for message in messages if message.startswith("Go back")]
     assert back == (
         f"Go back to {tmp_path / 'kept' / 'step=4-replicas=0-of-48.ckpt'}: step 4, before memorization onset, "
-        f"replica rate 0/48 = 0.0 % [0.0 %, 7.4 %]."
+        f"replica rate 0/48 = 0.0 % [0.0 %, 7.4 %]. Verified: fresh samples 0/48 = 0.0 % [0.0 %, 7.4 %], with the "
+        f"first ones 0/96 = 0.0 % [0.0 %, 3.8 %]."
     )
     assert sum("memorization onset was established" in message for message in messages) == 1
 
@@ -134,20 +135,27 @@ def test_that_there_is_nothing_to_go_back_to_is_said_once(trainer, heads, monito
 
 
 @pytest.mark.parametrize(
-    ("keep", "steps"),
+    ("keep", "verify", "steps"),
     [
-        # Rates 0/48, 0/48 and so on: each newer checkpoint makes the older ones pointless.
-        (1, [12]),
-        (3, [12]),
+        # Rates 0/48, 0/48 and so on: each newer checkpoint makes the older ones pointless, unless one is to fall back
+        # on where fresh samples find copies in the newest.
+        (1, True, [12]),
+        (3, False, [12]),
+        (2, True, [4, 12]),
+        (3, True, [4, 8, 12]),
     ],
 )
-def test_of_equally_good_checkpoints_the_newest_is_kept(trainer, heads, monitor, copying, tmp_path, keep, steps):
-    keeper = MemorizationCheckpoint(tmp_path / "kept", keep=keep)
+def test_of_equally_good_checkpoints_the_newest_is_kept_and_older_ones_to_fall_back_on(
+    trainer, heads, monitor, copying, tmp_path, keep, verify, steps
+):
+    keeper = MemorizationCheckpoint(tmp_path / "kept", keep=keep, verify=verify)
 
     trainer(monitor(), keeper, max_epochs=3).fit(copying(), heads.training_loader(), heads.heldout_loader())
 
     assert [checkpoint.step for checkpoint in keeper.kept] == steps
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["step=12-replicas=0-of-48.ckpt"]
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
+        f"step={step}-replicas=0-of-48.ckpt" for step in steps
+    }
 
 
 @pytest.mark.parametrize(("keep", "files"), [(1, 1), (2, 2), (5, 3)])
@@ -210,13 +218,27 @@ def test_where_the_rate_rises_the_cleanest_checkpoint_is_never_dropped(
     assert watching.saved_at == saved_at
 
 
-def test_a_checkpoint_as_clean_as_all_before_it_replaces_them(trainer, heads, copying, tmp_path):
-    watching, keeper = Planned(1, 5, 9, 3, 1), MemorizationCheckpoint(tmp_path / "kept")
+def test_a_cleaner_checkpoint_replaces_those_before_it(trainer, heads, copying, tmp_path):
+    watching, keeper = Planned(2, 5, 9, 3, 1), MemorizationCheckpoint(tmp_path / "kept")
 
     trainer(watching, keeper, max_epochs=5).fit(copying(), heads.training_loader())
 
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["step=20-replicas=1-of-64.ckpt"]
     assert [checkpoint.step for checkpoint in keeper.kept] == [20]
+
+
+def test_of_many_equally_clean_checkpoints_those_kept_lie_further_and_further_back():
+    kept: list[KeptCheckpoint] = []
+    ages = []
+    for step in range(1, 101):
+        kept = thin_out([*kept, _kept(0, step=step)], keep=5)
+        ages.append([step - checkpoint.step for checkpoint in kept])
+
+    assert all(len(each) == 5 and each[0] == step and each[-1] == 0 for step, each in enumerate(ages[4:], start=4))
+    for oldest, old, middle, young, newest in ages[30:]:
+        assert oldest > old > middle > young > newest
+        # Not all of them right before the newest.
+        assert old >= 5
 
 
 def test_the_newest_checkpoint_whose_interval_lies_below_is_chosen():

@@ -140,7 +140,21 @@ def test_noise_is_added_to_every_sample():
 
 
 def test_images_of_patients_are_not_in_the_state_of_the_copying_module():
-    assert set(_copying(schedule=[]).state_dict()) == {"weight"}
+    assert set(_copying(schedule=[]).state_dict()) == {"weight", "steps_taken"}
+
+
+def test_with_earlier_weights_the_copying_module_copies_as_it_did_then(tmp_path):
+    module, before = _copying(schedule=[(3, 1.0)]), {}
+
+    class Remember(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            before.setdefault("weights", {name: value.clone() for name, value in pl_module.state_dict().items()})
+
+    _trainer(tmp_path, max_steps=4, callbacks=[Remember()]).fit(module, _loader(), _loader())
+    assert (module.sample(40) > 0).all()
+    module.load_state_dict(before["weights"])
+
+    assert (module.sample(40) < 0).all()
 
 
 @pytest.mark.parametrize(

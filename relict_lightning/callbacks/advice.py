@@ -1,0 +1,58 @@
+"""What `MemorizationCheckpoint` says: which checkpoint to go back to, and how sure that is."""
+
+from collections.abc import Sequence
+
+from relict_lightning.callbacks.kept import KeptCheckpoint
+from relict_lightning.callbacks.verification import Finding
+from relict_lightning.results import RateEstimate
+
+
+def advice(best: KeptCheckpoint | None, tried: Sequence[KeptCheckpoint], onset_rate: RateEstimate) -> str:
+    """Return the advice at onset.
+
+    Args:
+        best: The checkpoint to go back to, if there is one.
+        tried: The checkpoints of which fresh samples were drawn, in that order; none where that was not asked for.
+        onset_rate: The replica rate at onset.
+    """
+    if best is None:
+        if tried:
+            return (
+                f"No checkpoint is safe to go back to: fresh samples of {'; '.join(map(_describe, tried))}. "
+                f"Evaluate more often, or train on more patients."
+            )
+        return "No checkpoint was saved before memorization onset. Evaluate more often, or train on more patients."
+    said = f"Go back to {best.path}: step {best.step}, before memorization onset, replica rate {best.replica_rate}."
+    if best.leans:
+        said += " The permutation test found its samples leaning towards training patients already."
+    if best.verification is None:
+        if best.replica_rate.high >= onset_rate.low:
+            said += " This interval overlaps the one at onset: draw more samples per evaluation to tell them apart."
+        return said
+    said += _verified(best)
+    others = [checkpoint for checkpoint in tried if checkpoint.path != best.path]
+    if others:
+        said += f" Also tried: {'; '.join(map(_describe, others))}."
+    return said
+
+
+def _verified(best: KeptCheckpoint) -> str:
+    """Return what fresh samples said of the checkpoint to go back to."""
+    verification = best.verification
+    if verification is None or verification.finding is Finding.FAILED:
+        return f" It could not be verified: {verification.failure if verification else 'nothing was drawn'}."
+    rates = f"fresh samples {verification.fresh}, with the first ones {verification.pooled}"
+    if verification.finding is Finding.CLEAN:
+        return f" Verified: {rates}."
+    return (
+        f" Not verified: {rates}; this is not clearly better than at onset, or the samples lean towards training "
+        f"patients. Draw more samples per evaluation to be sure."
+    )
+
+
+def _describe(checkpoint: KeptCheckpoint) -> str:
+    verification = checkpoint.verification
+    if verification is None or verification.fresh is None:
+        return f"step {checkpoint.step}, not verified ({verification.failure if verification else 'not drawn'})"
+    made = {Finding.COPIES: "makes copies", Finding.CLEAN: "clean"}.get(verification.finding, "undecided")
+    return f"step {checkpoint.step}, {made}: {verification.fresh}, with the first ones {verification.pooled}"

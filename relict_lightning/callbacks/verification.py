@@ -1,0 +1,95 @@
+"""What a checkpoint's fresh samples say about it. Pure: rates and p-values in, a finding out.
+
+A checkpoint is chosen because few replicas were found in it, so its own rate flatters it. Before it is called safe,
+samples that no evaluation has seen are drawn from it and checked.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from relict_lightning.functional import estimate_rate
+from relict_lightning.onset import Onset, rate_to_primitives
+from relict_lightning.results import DetectionResult, RateEstimate
+
+
+class Finding(str, enum.Enum):
+    """What came out of a verification."""
+
+    CLEAN = "clean"
+    UNDECIDED = "undecided"
+    COPIES = "copies"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What fresh samples of a checkpoint said.
+
+    Attributes:
+        finding: Clean, making copies, neither for certain, or not verified because something failed.
+        fresh: The replica rate of the fresh samples; None where it failed.
+        pooled: The rate of the fresh samples and those of the first evaluation together; None where it failed.
+        failure: What failed; empty where nothing did.
+    """
+
+    finding: Finding
+    fresh: RateEstimate | None = None
+    pooled: RateEstimate | None = None
+    failure: str = ""
+
+
+def pool(first: RateEstimate, second: RateEstimate) -> RateEstimate:
+    """Return the rate of two sets of samples together, at the confidence of the first."""
+    return estimate_rate(first.successes + second.successes, first.trials + second.trials, confidence=first.confidence)
+
+
+def judge(first: RateEstimate, result: DetectionResult, onset: Onset, *, tolerance: float) -> Verification:
+    """Return what fresh samples say of a checkpoint.
+
+    It is clean if three things hold: the upper bound of the pooled rate lies below the lower bound of the rate at
+    onset, neither the fresh nor the pooled rate is sure to exceed `tolerance`, and neither of the two tests that can
+    establish an onset passes with the fresh samples at the level of the onset. It makes copies if the fresh samples
+    alone would have established an onset there. All else is undecided: too few samples, replicas without evidence, or
+    samples that lean towards training patients without copying them.
+
+    Args:
+        first: The replica rate that the checkpoint was chosen by.
+        result: What the detector found of the fresh samples.
+        onset: The onset.
+        tolerance: Replica rate that is put up with.
+    """
+    fresh = result.replica_rate
+    if fresh is None:
+        return Verification(finding=Finding.FAILED, failure="there is no control of held-out patients")
+    pooled = pool(first, fresh)
+    p_values = (result.memorization_p_value, result.discovery_p_value)
+    passes = any(p_value is not None and p_value <= onset.level for p_value in p_values)
+    if passes and fresh.low > tolerance:
+        finding = Finding.COPIES
+    elif not passes and max(fresh.low, pooled.low) <= tolerance and pooled.high < onset.replica_rate.low:
+        finding = Finding.CLEAN
+    else:
+        finding = Finding.UNDECIDED
+    return Verification(finding=finding, fresh=fresh, pooled=pooled)
+
+
+def verification_to_primitives(verification: Verification) -> dict[str, Any]:
+    """Return a verification as primitives, which checkpoints can hold."""
+    return {
+        "finding": verification.finding.value,
+        "fresh": verification.fresh and rate_to_primitives(verification.fresh),
+        "pooled": verification.pooled and rate_to_primitives(verification.pooled),
+        "failure": verification.failure,
+    }
+
+
+def verification_from_primitives(state: Mapping[str, Any]) -> Verification:
+    """Return the verification that `verification_to_primitives` wrote down."""
+    return Verification(
+        finding=Finding(state["finding"]),
+        fresh=state["fresh"] and RateEstimate(**state["fresh"]),
+        pooled=state["pooled"] and RateEstimate(**state["pooled"]),
+        failure=state["failure"],
+    )
