@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,14 +86,19 @@ def _log_entries(file: bytes) -> Iterator[bytes]:
             entry = b""
 
 
-def _wandb_rows(written: Path) -> list[dict[str, object]]:
+def _wandb_records(written: Path) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
     (path,) = written.rglob("run-*.wandb")
-    rows = []
     for entry in _log_entries(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(entry)
+        yield record
+
+
+def _wandb_rows(written: Path) -> list[dict[str, object]]:
+    rows = []
+    for record in _wandb_records(written):
         if record.WhichOneof("record_type") == "history":
             items = record.history.item
             rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
@@ -124,6 +130,14 @@ def test_every_number_reaches_an_offline_run_of_weights_and_biases(run):
     assert _ours(set().union(*rows)) == NAMES
     rates = [(row["trainer/global_step"], row["relict/replica_rate"]) for row in rows if "relict/replica_rate" in row]
     assert rates == [(0, 0), (4, 0), (8, 1)]
+
+
+def test_an_onset_alerts_whoever_follows_the_run_on_weights_and_biases(run):
+    (alert,) = [record.alert for record in _wandb_records(run / "plain" / "written") if record.HasField("alert")]
+
+    assert alert.title == "Memorization onset, step 8"
+    assert alert.text.startswith("Memorization onset at step 8 (epoch 1): replica rate 48/48")
+    assert alert.level == "WARN"
 
 
 def test_names_have_only_characters_that_every_tracker_accepts():

@@ -80,6 +80,23 @@ def test_both_processes_know_everything(two):
     assert first == second
 
 
+def test_two_processes_verify_and_restore_the_same_checkpoint(two):
+    for seen in two:
+        assert seen["went back"] == two[0]["went back"]
+        assert seen["went back"]["kept"] == [2, 4]
+        assert seen["went back"]["rates"] == [40, 80]
+        assert seen["went back"]["verified"]
+        assert seen["went back"]["restored"]
+        assert seen["went back"]["steps in the weights"] == 4
+
+
+def test_where_one_process_cannot_save_both_go_on_with_what_was_kept_before(two):
+    for seen in two:
+        assert seen["went back without space"] == two[0]["went back without space"]
+        assert seen["went back without space"]["kept"] == [2]
+        assert seen["went back without space"]["steps in the weights"] == 2
+
+
 @pytest.mark.parametrize(
     ("doing", "where", "said"),
     [

@@ -466,6 +466,7 @@ def test_a_checkpoint_that_is_gone_cannot_be_put_back_and_the_run_ends_well(trai
     assert not keeper.restored
 
 
+@pytest.mark.filterwarnings("ignore:The samples' intensities are not those:relict_lightning.errors.RelictWarning")
 @pytest.mark.parametrize("averaging_first", [True, False])
 def test_with_averaged_weights_these_are_verified_and_put_back(
     trainer, heads, detector, random_states, tmp_path, averaging_first
@@ -483,14 +484,11 @@ def test_with_averaged_weights_these_are_verified_and_put_back(
 
     def fit(*watching: Any) -> tuple[Any, dict[str, Tensor], Any]:
         seed_everything(5, verbose=False)
-        module, raw, average = _without_dropout(), RawAtTheEnd(), averaging.EMAWeightAveraging(decay=0.8)
+        module, raw, average = Plain(), RawAtTheEnd(), averaging.EMAWeightAveraging(decay=0.8)
         order = (average, *watching) if averaging_first else (*watching, average)
         run = trainer(raw, *order, max_epochs=3)
         run.fit(module, heads.training_loader())
         return module, raw.raw, run
-
-    def _without_dropout() -> lightning.LightningModule:
-        return Plain()
 
     _, raw_alone, _ = fit()
     watching = Sees(detector, at=12, num_samples=16)
@@ -564,8 +562,9 @@ def test_where_a_checkpoint_cannot_be_saved_training_goes_on_with_what_was_kept(
 ):
     keeper = MemorizationCheckpoint(tmp_path / "kept", keep=1)
 
+    run = trainer(monitor(), DiskIsFull(8, error), keeper, MemorizationStopping(), max_epochs=9)
+
     with pytest.warns(RelictWarning, match=said) as warned:
-        run = trainer(monitor(), DiskIsFull(8, error), keeper, MemorizationStopping(), max_epochs=9)
         run.fit(copying((16, 1.0)), heads.training_loader())
 
     assert run.global_step == 16

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from relict_lightning import MemorizationStopping, ReplicaDetector, ReplicaMonitor
+from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
 from relict_lightning.interfaces import Sampler
 from relict_lightning.results import DetectionResult
 from relict_lightning.testing import CopyingModule, simulate_heads
@@ -65,6 +65,8 @@ def watch(
     failing_rank: int | None = None,
     detector: ReplicaDetector | None = None,
     logger: Logger | None = None,
+    keeper: MemorizationCheckpoint | None = None,
+    onset: int = 3,
 ) -> tuple[Trainer, ReplicaMonitor]:
     images = simulate_heads(144, shape=(16, 16)).images
     # Seven chunks: an odd number, and the last one is not full.
@@ -75,13 +77,34 @@ def watch(
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=9,
-        logger=logger or False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        default_root_dir=folder, callbacks=[monitor, MemorizationStopping()],
+        logger=logger or False, enable_checkpointing=keeper is not None, enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder, callbacks=[monitor, MemorizationStopping(), *([keeper] if keeper else [])],
     )  # fmt: skip
-    module = CopyingModule(images[:40], images[80:], schedule=[(3, 1.0)], noise=0.01)
+    module = CopyingModule(images[:40], images[80:], schedule=[(onset, 1.0)], noise=0.01)
     # Every process reads half of the images, so that one and two processes make as many steps.
     trainer.fit(module, DataLoader(images[:40], batch_size=10 // devices))
     return trainer, monitor
+
+
+class FailsToSave(MemorizationCheckpoint):
+    """A keeper whose first process cannot write its second checkpoint."""
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
+        if trainer.global_step == 4 and trainer.is_global_zero:
+            raise OSError("No space left on device")
+
+
+def went_back(trainer: Trainer, keeper: MemorizationCheckpoint) -> dict[str, Any]:
+    """Return what a keeper did, which must be the same in every process."""
+    return {
+        "kept": [checkpoint.step for checkpoint in keeper.kept],
+        "rates": [keeper.best.verification.fresh.trials, keeper.best.verification.pooled.trials],
+        "verified": keeper.best.is_verified,
+        "restored": keeper.restored,
+        "steps in the weights": int(trainer.lightning_module.steps_taken),
+        "weight": float(trainer.lightning_module.weight),
+    }
 
 
 def seen(trainer: Trainer, monitor: ReplicaMonitor) -> dict[str, Any]:
@@ -102,6 +125,11 @@ def seen(trainer: Trainer, monitor: ReplicaMonitor) -> dict[str, Any]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     report: dict[str, Any] = seen(*watch(folder, devices=2))
+    for name, keeper in (
+        ("went back", MemorizationCheckpoint(folder / "kept", restore=True)),
+        ("went back without space", FailsToSave(folder / "no space", restore=True)),
+    ):
+        report[name] = went_back(watch(folder, devices=2, keeper=keeper, onset=5)[0], keeper)
     failing: dict[str, dict[str, Any]] = {
         "sampling": {"failing_rank": 1},
         "checking": {"detector": FailsToCheck(cache_dir=folder / "cache")},
