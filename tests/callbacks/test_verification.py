@@ -258,13 +258,13 @@ def test_a_checkpoint_saved_while_verifying_holds_the_weights_of_training(traine
             trainer.save_checkpoint(tmp_path / "hpc.ckpt")
             return super().measure_again(trainer, pl_module)
 
-    keeper = MemorizationCheckpoint(tmp_path / "kept")
+    run = trainer(IsInterrupted(detector, num_samples=48), MemorizationCheckpoint(tmp_path / "kept"), max_epochs=4)
 
-    trainer(IsInterrupted(detector, num_samples=48), MemorizationStopping(), keeper, max_epochs=9).fit(
-        copying((12, 1.0)), heads.training_loader()
-    )
+    run.fit(copying((12, 1.0)), heads.training_loader())
 
     assert torch.load(tmp_path / "hpc.ckpt", weights_only=True)["state_dict"]["steps_taken"] == 12
+    run.save_checkpoint(tmp_path / "later.ckpt")
+    assert torch.load(tmp_path / "later.ckpt", weights_only=True)["state_dict"]["steps_taken"] == 16
 
 
 class LoadsItsOwnWay(SingleDeviceStrategy):
@@ -501,6 +501,7 @@ def test_with_averaged_weights_these_are_verified_and_put_back(
     assert not torch.equal(averaged["network.weight"], content["current_model_state"]["network.weight"])
     # After fit, a validation swaps the averages in: they have to be those of the checkpoint as well.
     run.validate(module, heads.heldout_loader(), verbose=False)
+    assert set(module.validated) == {float(averaged["network.weight"].sum())}
     for name, value in module.state_dict().items():
         assert torch.equal(value, averaged[name])
         assert torch.equal(watching.verified[name], averaged[name])
