@@ -426,6 +426,11 @@ class ReplicaDetector:
         return self._state.control is not None
 
     @property
+    def takes_label_maps(self) -> bool:
+        """Whether samples may bring label maps: where training images did, or a segmenter of the same labels is given."""
+        return self._state.needs_label_maps or self._segmenter_is_given
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape `[c, *spatial]` that samples must have."""
         return self._state.training.image_shape
@@ -547,7 +552,7 @@ class ReplicaDetector:
                 "The detector was fitted with training_segmentations and has no segmenter, so samples need label maps "
                 "too. Pass generated_segmentations, or construct the detector with a segmenter of the same labels."
             )
-        if not (fitted.needs_label_maps or self._segmenter_is_given) and generated_segmentations is not None:
+        if not self.takes_label_maps and generated_segmentations is not None:
             raise ConfigurationError(
                 "generated_segmentations are given, but the training images were segmented by intensity. Pass "
                 "training_segmentations to fit, or construct the detector with a segmenter of the same labels."

@@ -53,6 +53,10 @@ class SamplerError(RelictError, ValueError):
     """A sampler cannot be found, or returns something that is not the images asked for."""
 
 
+class DrawingInterrupted(RelictError, RuntimeError):  # noqa: N818 - says what happened; nothing went wrong
+    """The run was told to end while samples were drawn; they were left between two chunks, on all processes."""
+
+
 class OtherProcessError(RelictError, RuntimeError):
     """Another process of a distributed run failed; its own error says why."""
 

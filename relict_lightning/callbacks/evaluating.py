@@ -77,8 +77,9 @@ def measure(
 
     def check() -> tuple[DetectionResult, list[MatchedPair]]:
         with random_state_kept():
-            result = detector.detect(samples)
-            return result, detector.matched_pairs(samples, result, _most_alike(result))
+            label_maps = samples.label_maps if detector.takes_label_maps else None
+            result = detector.detect(samples.images, generated_segmentations=label_maps)
+            return result, detector.matched_pairs(samples.images, result, _most_alike(result))
 
     checking = "Checking the samples"
     # Processes that share the reference wait for each other while they check.

@@ -58,8 +58,9 @@ class ReplicaMonitor(Callback):
     Args:
         detector: The detector; fitted here, anew for each run, unless it was fitted before. None makes one with the
             defaults.
-        sampler: Where samples come from: a `Sampler`, a function of (module, n), or the name of a method of the
-            module. None calls `module.sample(n)`, with a `generator` where it takes one.
+        sampler: Where samples come from: a `Sampler`, such as the ready ones in `relict_lightning.samplers`, a function
+            of (module, n), or the name of a method of the module. None calls `module.sample(n)`, with a `generator`
+            where it takes one; `predict_step` is called through the trainer's strategy.
         num_samples: Samples per evaluation.
         every_n_epochs: Epochs between evaluations. Where the trainer validates, evaluations wait for the next
             validation, so that other callbacks read them in time.
@@ -82,7 +83,8 @@ class ReplicaMonitor(Callback):
             images that cannot be read, a sampler that is missing or returns something else.
         evaluate_at_start: Whether to evaluate before the first step.
         evaluate_at_end: Whether to evaluate the final weights where the last evaluation saw earlier ones.
-        sample_batch_size: Samples drawn at a time, the same each time; None draws up to 32.
+        sample_batch_size: Samples drawn at a time, the same each time; None draws up to 32. Where memory runs out it is
+            halved.
         cache_dir: Where the index is kept and found again; None takes `relict_cache` in the trainer's
             `default_root_dir`. It holds patient data and stays on this machine. Not used with a `detector`.
         seed: Seed of all sampling.
@@ -381,6 +383,10 @@ class ReplicaMonitor(Callback):
         try:
             with weights_to_be_saved(trainer, pl_module, watcher=self, moment=moment):
                 measured = self._measure(trainer, pl_module, evaluation=len(self.history))
+        except DrawingInterrupted as interrupted:
+            # The run is about to be saved and to end; what was due is due again when it is resumed.
+            self.schedule.load_state_dict(due)
+            rank_zero_info(str(interrupted))
         except Exception as error:
             # Nothing is lost yet by stopping where a setting is wrong, and much by not watching the run.
             is_setting = isinstance(error, (ConfigurationError, SamplerError)) and trainer.global_step == 0

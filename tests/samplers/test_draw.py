@@ -4,11 +4,19 @@ from monai.data import MetaTensor
 
 from relict_lightning.errors import SamplerError
 from relict_lightning.interfaces import Sampler
-from relict_lightning.samplers import FunctionSampler, MethodSampler, check_samples, chunk_seeds, draw, resolve_sampler
+from relict_lightning.samplers import (
+    FunctionSampler,
+    MethodSampler,
+    PredictStepSampler,
+    check_label_maps,
+    check_samples,
+    draw_chunk,
+    resolve_sampler,
+)
 
 
 class SeededNoise(Sampler):
-    """Returns noise that its seed decides."""
+    """Returns noise that its seed decides; knows nothing of positions."""
 
     def sample(self, module, n, *, seed):
         return torch.randn(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
@@ -24,20 +32,8 @@ class Fixed(Sampler):
         return self.images
 
 
-def _nothing(_):
-    return None
-
-
-def _draw(sampler, seeds, *, chunk_size=2, before_chunk=_nothing, after_chunk=_nothing):
-    return draw(
-        sampler,
-        None,
-        seeds=seeds,
-        chunk_size=chunk_size,
-        image_shape=(1, 4, 4),
-        before_chunk=before_chunk,
-        after_chunk=after_chunk,
-    )
+def _draw(sampler, *, positions=range(2), seeds=(7, 8)):
+    return draw_chunk(sampler, None, positions=positions, seeds=list(seeds), image_shape=(1, 4, 4))
 
 
 def test_a_sampler_is_taken_as_it_is():
@@ -54,58 +50,26 @@ def test_nothing_means_the_method_sample_and_a_name_another_method():
     assert (default.method, named.method) == ("sample", "generate")
 
 
+def test_predict_step_is_called_as_the_trainer_calls_it():
+    assert isinstance(resolve_sampler("predict_step"), PredictStepSampler)
+
+
 def test_a_function_becomes_a_sampler():
     assert isinstance(resolve_sampler(lambda module, n: torch.zeros(n, 1, 4, 4)), FunctionSampler)
 
 
-@pytest.mark.parametrize(("num_samples", "chunk_size", "chunks"), [(1, 8, 1), (8, 8, 1), (9, 8, 2), (64, 8, 8)])
-def test_there_are_as_many_seeds_as_chunks(num_samples, chunk_size, chunks):
-    seeds = chunk_seeds(num_samples=num_samples, chunk_size=chunk_size, seed=0, evaluation=1)
-
-    assert len(seeds) == len(set(seeds)) == chunks
+def test_a_sampler_that_knows_no_positions_gets_the_seed_of_the_first():
+    assert torch.equal(_draw(SeededNoise()), SeededNoise().sample(None, 2, seed=7))
 
 
-def test_seeds_differ_between_runs_evaluations_and_chunks():
-    seeds = [
-        seed
-        for run in range(5)
-        for evaluation in range(5)
-        for seed in chunk_seeds(num_samples=64, chunk_size=8, seed=run, evaluation=evaluation)
-    ]
-
-    assert len(set(seeds)) == 5 * 5 * 8
-
-
-def test_more_samples_go_on_with_the_same_chunks():
-    few, many = (chunk_seeds(num_samples=n, chunk_size=8, seed=3, evaluation=2) for n in (24, 64))
-
-    assert many[:3] == few
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_any_number_of_processes_draws_the_same_samples(processes):
-    seeds = chunk_seeds(num_samples=12, chunk_size=2, seed=0, evaluation=1)
-    alone = _draw(SeededNoise(), seeds)
-
-    shares = [_draw(SeededNoise(), seeds[rank::processes]) for rank in range(processes)]
-
-    chunks = [share.split(2) for share in shares]
-    together = torch.cat([chunks[position % processes][position // processes] for position in range(len(seeds))])
-    assert torch.equal(together, alone)
-
-
-def test_every_chunk_is_announced_before_and_counted_after():
-    calls = []
-
-    _draw(SeededNoise(), [5, 7], before_chunk=lambda s: calls.append(("seed", s)), after_chunk=calls.append)
-
-    assert calls == [("seed", 5), 2, ("seed", 7), 2]
+def test_a_sampler_that_knows_no_positions_has_no_label_maps():
+    assert SeededNoise().label_maps_at(None, range(3)) is None
 
 
 def test_samples_are_float32_plain_and_out_of_the_graph():
     weight = torch.ones((), requires_grad=True)
 
-    samples = _draw(Fixed(weight * MetaTensor(torch.ones(2, 1, 4, 4, dtype=torch.bfloat16))), [0])
+    samples = _draw(Fixed(weight * MetaTensor(torch.ones(2, 1, 4, 4, dtype=torch.bfloat16))))
 
     assert type(samples) is torch.Tensor
     assert samples.dtype == torch.float32
@@ -119,10 +83,6 @@ def test_file_names_of_monai_tensors_are_left_behind():
 
     assert type(plain) is torch.Tensor
     assert not hasattr(plain, "meta")
-
-
-def test_a_process_without_chunks_draws_nothing():
-    assert _draw(SeededNoise(), []).shape == (0, 1, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -146,5 +106,41 @@ def test_a_process_without_chunks_draws_nothing():
     ids=["tuple", "array", "none", "many", "none of them", "last", "no channel", "latent", "uint8", "nan", "inf"],
 )
 def test_what_is_not_the_images_asked_for_is_refused_in_words(images, message):
+    sampler = MethodSampler()
+    sampler.sample_at = lambda *_, **__: images
+
     with pytest.raises(SamplerError, match=message):
-        _draw(Fixed(images), [0])
+        _draw(sampler)
+
+
+@pytest.mark.parametrize("given", [torch.ones(2, 4, 4), torch.ones(2, 1, 4, 4), torch.ones(2, 4, 4, dtype=torch.uint8)])
+def test_label_maps_are_whole_numbers_without_channels(given):
+    label_maps = check_label_maps(given, count=2, image_shape=(1, 4, 4))
+
+    assert torch.equal(label_maps, torch.ones(2, 4, 4, dtype=torch.long))
+
+
+def test_one_hot_label_maps_become_labels():
+    labels = torch.arange(16).reshape(1, 4, 4) % 3
+    one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+
+    assert torch.equal(check_label_maps(one_hot, count=1, image_shape=(1, 4, 4)), labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(2), r"must have the shape \(2, 4, 4\), or one axis of channels more; got \(2,\)"),
+        (torch.zeros(2, 8, 8), r"got \(2, 8, 8\)\. Give conditions on the samples' grid"),
+        (torch.zeros(3, 4, 4), r"got \(3, 4, 4\)"),
+        ([1, 2], "got list"),
+        (torch.full((2, 4, 4), 0.5), r"whole numbers of at least 0, .*got torch\.float32"),
+        (torch.full((2, 4, 4), -1), r"whole numbers of at least 0"),
+        (torch.zeros(2, 1, 1, 4, 4), r"of shape \(2, 1, 1, 4, 4\)"),
+        (torch.zeros(2, 3, 4, 4), r"3 channels must be one-hot, with a channel for the background"),
+        (torch.full((2, 2, 4, 4), 0.5), r"2 channels must be one-hot"),
+    ],
+)
+def test_what_are_no_label_maps_of_the_samples_is_refused_in_words(given, message):
+    with pytest.raises(SamplerError, match=message):
+        check_label_maps(given, count=2, image_shape=(1, 4, 4))

@@ -1,8 +1,11 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
-from relict_lightning.errors import SamplerError
+from relict_lightning.errors import ConfigurationError, SamplerError
 from relict_lightning.samplers import FunctionSampler, MethodSampler
 
 
@@ -99,3 +102,73 @@ def test_a_module_without_the_method_is_told_what_to_add(module, method):
 
     with pytest.raises(SamplerError, match=message):
         MethodSampler(method).sample(module, 2, seed=0)
+
+
+class Conditional(nn.Module):
+    """Returns images that its condition decides."""
+
+    masks = torch.arange(3).reshape(3, 1, 1).expand(3, 4, 4)
+
+    def sample(self, n, *, condition):
+        return condition.reshape(n, 1, 1, 1).expand(n, 1, 4, 4).float()
+
+    def sample_many(self, n, conditions, generator=None):
+        return self.sample(n, condition=conditions)
+
+    def sample_anyhow(self, n, **arguments):
+        return self.sample(n, **arguments)
+
+    def sample_masks(self, n, condition):
+        return condition[:, None].float()
+
+    def sample_blindly(self, n):
+        return torch.zeros(n, 1, 4, 4)
+
+
+@pytest.mark.parametrize("method", ["sample", "sample_many", "sample_anyhow"])
+def test_conditions_reach_a_method_cycled_by_position(method):
+    images = MethodSampler(method, conditions=[4, 5, 6]).sample_at(Conditional(), range(2, 6), [0, 1, 2, 3])
+
+    assert images[:, 0, 0, 0].tolist() == [6, 4, 5, 6]
+
+
+def test_conditions_reach_a_function():
+    sampler = FunctionSampler(lambda module, n, condition: module.sample(n, condition=condition), conditions=[4, 5])
+
+    assert sampler.sample(Conditional(), 3, seed=0)[:, 0, 0, 0].tolist() == [4, 5, 4]
+
+
+def test_conditions_that_are_label_maps_are_those_of_the_samples():
+    sampler = MethodSampler("sample_masks", conditions="masks", conditions_are_label_maps=True)
+
+    label_maps = sampler.label_maps_at(Conditional(), range(1, 5))
+
+    assert label_maps[:, 0, 0].tolist() == [1, 2, 0, 1]
+    assert torch.equal(sampler.sample_at(Conditional(), range(1, 5), [0] * 4)[:, 0], label_maps.float())
+    assert MethodSampler("sample_masks", conditions="masks").label_maps_at(Conditional(), [0]) is None
+
+
+def test_conditions_that_nothing_takes_are_refused():
+    with pytest.raises(
+        SamplerError, match=r"MethodSampler\('sample_blindly'\) has conditions .*'condition' or 'conditions'"
+    ):
+        MethodSampler("sample_blindly", conditions=[1]).sample(Conditional(), 2, seed=0)
+
+
+def test_label_maps_need_conditions():
+    with pytest.raises(ConfigurationError, match=r"MethodSampler\(conditions_are_label_maps=True\) needs conditions"):
+        MethodSampler(conditions_are_label_maps=True)
+
+
+def test_texts_are_no_label_maps():
+    sampler = MethodSampler(conditions=["old"], conditions_are_label_maps=True)
+
+    with pytest.raises(SamplerError, match=r"needs label maps \[m, \*spatial\] as conditions; got a list"):
+        sampler.label_maps_at(Conditional(), [0])
+
+
+def test_a_sampler_can_be_copied_and_pickled():
+    sampler = MethodSampler("sample", {"steps": 3}, conditions=[1, 2])
+
+    for copied in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):  # noqa: S301 - written in this line
+        assert (copied.method, copied.arguments, copied.conditions.given) == ("sample", {"steps": 3}, [1, 2])
