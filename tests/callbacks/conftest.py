@@ -1,8 +1,13 @@
 import copy
 import logging
+import os
 import pickle
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import relict_lightning
 from relict_lightning import ReplicaDetector, ReplicaMonitor
 from relict_lightning.testing import CopyingModule, simulate_heads
 
@@ -135,3 +141,43 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def by_two() -> Callable[[Path, Path], None]:
+    """Run a script in two processes that know of each other, as `torchrun` would; it gets a folder to write to."""
+
+    def run(script: Path, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        shared = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "GROUP_RANK": "0",
+            # By this Lightning knows that the processes were started for it.
+            "TORCHELASTIC_RUN_ID": "two",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(relict_lightning.__file__).parent.parent),
+        }
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(folder)],
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+            for rank in (0, 1)
+        ]
+        try:
+            for process in processes:
+                _, errors = process.communicate(timeout=180)
+                assert process.returncode == 0, errors[-3000:]
+        finally:
+            for process in processes:
+                process.kill()
+
+    return run
