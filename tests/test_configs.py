@@ -147,6 +147,45 @@ def test_a_sampler_in_a_file_is_a_class_a_function_or_the_name_of_a_method(tmp_p
     assert name == "generate"
 
 
+def test_ready_samplers_can_be_set_in_a_file_with_their_parts_and_schedulers(tmp_path, given_samplers):
+    ready = [
+        ("PredictStepSampler", {"conditions": "labels"}),
+        (
+            "DiffusionSampler",
+            {
+                "network": "unet",
+                "scheduler": {
+                    "class_path": "monai.networks.schedulers.DDIMScheduler",
+                    "init_args": {"num_train_timesteps": 30},
+                },
+                "num_inference_steps": 3,
+                "image_shape": [1, 16, 16],
+                "conditions": [0, 1],
+                "mode": "class_labels",
+                "network_arguments": {"spacing_tensor": [1.0, 1.0, 1.5]},
+            },
+        ),
+        ("LatentDiffusionSampler", {"latent_shape": [3, 4, 4], "autoencoder": "vae", "scale_factor": "scale"}),
+        ("LatentSampler", {"latent_shape": [8], "network": "vae.decode"}),
+        ("PipelineSampler", {"arguments": {"output_type": "np"}, "intensity_range": [-1, 1]}),
+    ]
+
+    for name, init_args in ready:
+        _configured_monitor(
+            tmp_path, sampler={"class_path": f"relict_lightning.samplers.{name}", "init_args": init_args}
+        )
+
+    assert [type(sampler).__name__ for sampler in given_samplers] == [name for name, _ in ready]
+    step, diffusion, latents, gan, pipeline = given_samplers
+    assert step.conditions.given == "labels"
+    assert diffusion.scheduler.num_train_timesteps == 30
+    assert (diffusion.image_shape, diffusion.conditions.given) == ((1, 16, 16), [0, 1])
+    assert diffusion.network_arguments == {"spacing_tensor": [1.0, 1.0, 1.5]}
+    assert (latents.latent_shape, latents.scale_factor) == ((3, 4, 4), "scale")
+    assert (gan.latent_shape, gan.network) == ((8,), "vae.decode")
+    assert pipeline.intensity_range == (-1.0, 1.0)
+
+
 def _instantiate(config: object) -> object:
     """Make objects of `_target_` dictionaries as Hydra does: nested ones first, other containers as they are."""
     if not OmegaConf.is_dict(config) or "_target_" not in config:

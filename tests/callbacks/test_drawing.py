@@ -217,6 +217,7 @@ def test_conditions_that_are_no_label_maps_are_refused(draw):
     assert isinstance(draw(sampler, chunk_size=3).error, SamplerError)
 
 
+@pytest.mark.filterwarnings("ignore:The samples' intensities")
 def test_the_detector_gets_the_label_maps_of_samples(trainer, heads, monitor, monkeypatch):
     given: list[Tensor | None] = []
     detect = ReplicaDetector.detect
