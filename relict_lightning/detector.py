@@ -427,7 +427,7 @@ class ReplicaDetector:
 
     @property
     def takes_label_maps(self) -> bool:
-        """Whether samples may bring label maps: where training images did, or a segmenter of the same labels is given."""
+        """Whether samples may bring label maps: as training images did, or of the labels of a segmenter."""
         return self._state.needs_label_maps or self._segmenter_is_given
 
     @property

@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from relict_lightning.report import pair_strip
 from relict_lightning.results import DetectionResult, MatchedPair
+from relict_lightning.watch import RunState
 
 PREFIX = "relict/"
 """All logged names start with this."""
@@ -26,14 +27,14 @@ def prefix_of(monitor: str) -> str:
     return f"{PREFIX}{monitor}/" if monitor else PREFIX
 
 
-def logged_values(result: DetectionResult, *, onset: bool, costs: Mapping[str, float]) -> dict[str, float]:
+def logged_values(result: DetectionResult, *, state: RunState, costs: Mapping[str, float]) -> dict[str, float]:
     """Return every logged value of one evaluation by its name without prefix; each of them is finite.
 
     Without a control there is no rate, no p-value and no onset, and their names are left out.
 
     Args:
         result: What the detector found.
-        onset: Whether memorization is established by now.
+        state: How the run stands after this evaluation.
         costs: Seconds and memory that the evaluation took, by logged name.
     """
     values = dict(result.measures)
@@ -42,7 +43,8 @@ def logged_values(result: DetectionResult, *, onset: bool, costs: Mapping[str, f
             "replica_rate": result.replica_rate.value,
             "replica_rate_low": result.replica_rate.low,
             "replica_rate_high": result.replica_rate.high,
-            "onset": float(onset),
+            "watch": float(state is RunState.WATCH),
+            "onset": float(state is RunState.ONSET),
         }
         values |= {f"replica_rate_{level}": rate.value for level, rate in result.level_rates.items()}
     if result.memorization_p_value is not None:

@@ -6,6 +6,7 @@ from lightning.pytorch.loggers import Logger
 
 from relict_lightning import ReplicaDetector
 from relict_lightning.tracking import logged_values, with_prefix, write_pairs, write_scalars
+from relict_lightning.watch import RunState
 
 
 class Remembering(Logger):
@@ -31,21 +32,21 @@ def images() -> torch.Tensor:
 
 
 def _values(detector: ReplicaDetector, samples: torch.Tensor, **arguments: Any) -> dict[str, float]:
-    given = {"onset": False, "costs": {"seconds_sampling": 0.5, "seconds_checking": 0.25}, **arguments}
+    given = {"state": RunState.CLEAN, "costs": {"seconds_sampling": 0.5, "seconds_checking": 0.25}, **arguments}
     return logged_values(detector.detect(samples), **given)
 
 
 def test_with_a_control_the_rate_is_logged_with_its_interval_and_with_each_level(images):
     detector = ReplicaDetector(fdr=0.2).fit(images[:15], images[15:])
 
-    values = _values(detector, images[:6], onset=True)
+    values = _values(detector, images[:6], state=RunState.ONSET)
 
     assert values["replica_rate"] == 1.0
     # Six of six: the lower bound solves p^6 = 0.025.
     assert values["replica_rate_low"] == pytest.approx(0.025 ** (1 / 6))
     assert values["replica_rate_high"] == 1.0
     assert {"replica_rate_voxel", "replica_rate_feature", "replica_rate_segmentation"} <= values.keys()
-    assert values["onset"] == 1.0
+    assert (values["watch"], values["onset"]) == (0.0, 1.0)
     assert (values["seconds_sampling"], values["seconds_checking"]) == (0.5, 0.25)
 
 

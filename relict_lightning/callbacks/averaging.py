@@ -44,11 +44,33 @@ def weights_to_be_saved(
     if (moment == "validation" and is_later) or (moment == "end" and not is_later):
         yield
         return
+    with _swapped(averaging, module), _saved_as_if_not(trainer, averaging, module):
+        yield
+
+
+@contextlib.contextmanager
+def _swapped(averaging: Any, module: LightningModule) -> Iterator[None]:
     averaging._swap_models(module)
     try:
         yield
     finally:
         averaging._swap_models(module)
+
+
+@contextlib.contextmanager
+def _saved_as_if_not(trainer: Trainer, averaging: Any, module: LightningModule) -> Iterator[None]:
+    """Run a block; a checkpoint saved in it, as when a cluster tells the run to end, holds each weight in its place."""
+    save = trainer.save_checkpoint
+
+    def save_checkpoint(*arguments: Any, **options: Any) -> None:
+        with _swapped(averaging, module):
+            save(*arguments, **options)
+
+    trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        trainer.save_checkpoint = save  # type: ignore[method-assign]
 
 
 def averaging_of(trainer: Trainer) -> Any | None:

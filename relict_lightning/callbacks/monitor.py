@@ -26,13 +26,15 @@ from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.callbacks.sources import heldout_source, load_validation, training_source
 from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
-from relict_lightning.errors import ConfigurationError, RelictWarning, SamplerError
+from relict_lightning.errors import ConfigurationError, DrawingInterrupted, RelictWarning, SamplerError
+from relict_lightning.forecast import Forecast
 from relict_lightning.interfaces import Sampler
 from relict_lightning.onset import Onset, OnsetDetector, rate_to_primitives
 from relict_lightning.report import write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
 from relict_lightning.samplers import resolve_sampler
 from relict_lightning.tracking import logged_values, with_prefix, write_alert, write_pairs, write_scalars
+from relict_lightning.watch import RunState
 
 _CHUNK = 32
 # Evaluations count from 0, and none comes near this many.
@@ -40,7 +42,7 @@ _FRESH = 2**32
 # The arguments on which evaluations depend: a run that is resumed with others goes on, and says so.
 _SETTINGS = (
     "name", "num_samples", "every_n_epochs", "every_n_steps", "every_n_minutes", "at_steps", "adaptive",
-    "max_overhead", "alpha", "tolerance", "seed",
+    "max_overhead", "alpha", "tolerance", "patience", "seed",
 )  # fmt: skip
 
 
@@ -75,6 +77,7 @@ class ReplicaMonitor(Callback):
         heldout: Images of other patients, in the same forms. None takes the data set of the validation dataloader.
         alpha: Bound on the probability of a false alarm over the whole run.
         tolerance: Replica rate that is put up with.
+        patience: Evaluations in a row that must pass before onset is declared, at least 1; it is dated to the first.
         max_overhead: Seconds to spend on evaluations per second of training at most; evaluations that are due wait
             until there is time for them, and it is said that they did. The index and the evaluations at the start and
             at the end do not wait. None sets no bound.
@@ -124,6 +127,7 @@ class ReplicaMonitor(Callback):
         heldout: Any | None = None,
         alpha: float = 0.05,
         tolerance: float = 0.01,
+        patience: int = 1,
         max_overhead: int | float | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         evaluate_at_start: bool = True,
@@ -161,6 +165,7 @@ class ReplicaMonitor(Callback):
         self.adaptive = adaptive
         self.alpha = alpha
         self.tolerance = tolerance
+        self.patience = patience
         self.max_overhead = max_overhead
         self.on_error = on_error
         self.training = training
@@ -185,7 +190,7 @@ class ReplicaMonitor(Callback):
         )
         self._clock = RunClock()
         self._failures = Failures()
-        self._onset_detector = OnsetDetector(alpha=self.alpha, tolerance=self.tolerance)
+        self._onset_detector = OnsetDetector(alpha=self.alpha, tolerance=self.tolerance, patience=self.patience)
         self.history: list[Evaluation] = []
         self.last_result: DetectionResult | None = None
         self.last_pairs: list[MatchedPair] = []
@@ -205,6 +210,21 @@ class ReplicaMonitor(Callback):
     def onset(self) -> Onset | None:
         """When memorization was established; None while it is not."""
         return self._onset_detector.onset
+
+    @property
+    def state(self) -> RunState:
+        """How the run stands: clean, watched because of early signs, or past its onset."""
+        return self._onset_detector.state
+
+    @property
+    def watch_reason(self) -> str | None:
+        """Why the run is watched, in a sentence; None where it is not, and after onset."""
+        return self._onset_detector.watch_reason
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """When onset is expected; None as long as replicas do not become more, and after onset."""
+        return self._onset_detector.forecast
 
     @property
     def failures(self) -> int:
@@ -253,7 +273,7 @@ class ReplicaMonitor(Callback):
             completed = self._clock.elapsed(trainer, until=60 * self.schedule.next_due) / 60
         if not self._is_due(trainer, completed):
             return
-        self._evaluate(trainer, pl_module, moment="batch")
+        self._evaluate(trainer, pl_module, moment="batch", completed=completed)
         if self.history:
             pl_module.log_dict(
                 with_prefix({**self.history[-1].measures, **self._flags}, monitor=self.name),
@@ -308,7 +328,7 @@ class ReplicaMonitor(Callback):
     # Evaluation -------------------------------------------------------------------------------------------------
 
     def _is_due(self, trainer: Trainer, completed: int | float) -> bool:
-        """Return whether to evaluate now; counts the evaluation as made."""
+        """Return whether to evaluate now."""
         if not self.schedule.is_due(completed):
             return False
         if self.max_overhead is not None:
@@ -321,14 +341,13 @@ class ReplicaMonitor(Callback):
                     )
                 self._put_off = True
                 return False
-        self.schedule.take(completed)
         return True
 
     def _end_of_epoch(self, trainer: Trainer, pl_module: LightningModule, *, completed: int, moment: Moment) -> None:
         """Evaluate if it is due; show the new values, or the last ones again where other callbacks expect some."""
         self.evaluated_now = False
         if self.schedule.unit == "epochs" and self._is_due(trainer, completed):
-            self._evaluate(trainer, pl_module, moment=moment)
+            self._evaluate(trainer, pl_module, moment=moment, completed=completed)
         self._show(trainer, pl_module)
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -377,16 +396,18 @@ class ReplicaMonitor(Callback):
             progress=self._shows_progress(trainer),
         )
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, *, moment: Moment) -> None:
+    def _evaluate(
+        self, trainer: Trainer, pl_module: LightningModule, *, moment: Moment, completed: int | float = 0
+    ) -> None:
         """Evaluate the weights that a checkpoint saved now would hold, and write what is found to the loggers."""
         started = time.perf_counter()
         try:
             with weights_to_be_saved(trainer, pl_module, watcher=self, moment=moment):
                 measured = self._measure(trainer, pl_module, evaluation=len(self.history))
         except DrawingInterrupted as interrupted:
-            # The run is about to be saved and to end; what was due is due again when it is resumed.
-            self.schedule.load_state_dict(due)
+            # The run is about to be saved and to end. It stays due, and is made when the run is resumed.
             rank_zero_info(str(interrupted))
+            return
         except Exception as error:
             # Nothing is lost yet by stopping where a setting is wrong, and much by not watching the run.
             is_setting = isinstance(error, (ConfigurationError, SamplerError)) and trainer.global_step == 0
@@ -397,14 +418,17 @@ class ReplicaMonitor(Callback):
             self._write(trainer, {"stale": 1.0})
         else:
             self._take_in(trainer, measured)
+        self.schedule.take(completed)
         self._clock.spend(trainer, time.perf_counter() - started)
 
     def _take_in(self, trainer: Trainer, measured: Measured) -> None:
         """Take what an evaluation found into the history, and write it to the loggers."""
         result, step, epoch = measured.result, trainer.global_step, trainer.current_epoch
-        level = self._onset_detector.next_level
+        level, watched_before = self._onset_detector.next_level, self.watch_reason is not None
         newly = self._onset_detector.update(result, step=step, epoch=epoch)
-        values = logged_values(result, onset=self.onset is not None, costs=measured.costs)
+        values = logged_values(result, state=self.state, costs=measured.costs)
+        if self.forecast is not None:
+            values["onset_forecast_step"] = float(self.forecast.step)
         context = {"alpha_threshold": level} if result.replica_rate is not None else {}
         if (loss := trainer.callback_metrics.get("train_loss")) is not None:
             context["train_loss"] = float(loss)
@@ -414,20 +438,20 @@ class ReplicaMonitor(Callback):
         self.last_result, self.last_pairs = result, measured.pairs
         self.evaluated_now, self.is_stale = True, False
         if step > 0:
-            self.schedule.follow(signs=self._shows_signs(result))
+            self.schedule.follow(signs=self.state is not RunState.CLEAN)
         if newly is not None:
             rank_zero_info(newly.reason)
             alert = partial(write_alert, trainer.loggers, title=f"Memorization onset, step {step}", text=newly.reason)
             self._on_first(trainer, alert, doing="Sending an alert to the loggers")
+        elif self.watch_reason is not None and not watched_before:
+            forecast = "" if self.forecast is None else f" Onset is forecast for {self.forecast}."
+            rank_zero_info(
+                f"Early sign of memorization at step {step}, not yet an onset. {self.watch_reason}{forecast}"
+            )
         self._write(trainer, {**values, "stale": 0.0})
         if self.log_images and not is_dry_run(trainer):
             write = partial(write_pairs, trainer.loggers, measured.pairs, step=step, monitor=self.name)
             self._on_first(trainer, write, doing="Writing pictures to the loggers")
-
-    def _shows_signs(self, result: DetectionResult) -> bool:
-        """Return whether an evaluation gives any sign of memorization, at a level that spends nothing."""
-        p_values = (result.memorization_p_value, result.discovery_p_value)
-        return self.onset is not None or any(p is not None and p <= self.alpha for p in p_values)
 
     def _write(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Write values to the loggers."""

@@ -27,7 +27,7 @@ NAMES = {
         "replica_rate_segmentation", "memorization_p_value", "closer_to_training_share", "neighbor_ratio_fraction",
         "ct_score", "unique_training_images_replicated", "max_similarity", "self_similarity", "onset",
         "heldout_false_positive_rate", "planted_copy_recall", "seconds_sampling", "seconds_checking",
-        "memory_sampling_mib", "memory_checking_mib", "stale",
+        "memory_sampling_mib", "memory_checking_mib", "stale", "watch",
     )
 }  # fmt: skip
 
