@@ -13,13 +13,14 @@ replica rate, the permutation test, and the decision.
   know the held-out patients; they show how much the test against held-out patients needs its assumption.
 - Delay, in runs whose samples are copies, with noise, at a rate of 5, 10, 20 or 50 % from evaluation 20 on. Bar: in 95
   of 100 runs onset is declared at that evaluation or at the next, so within one period, and not before. Beside it stand
-  the share found at the first of the two, and what counting copies can do at best (`found_probability`): no test of the
-  same samples that allows a rate equal to the tolerance to pass in 2.5 % of evaluations has more power than the count.
+  the share found at the first of the two, and what counting the copies finds (`found_probability`), had every copy been
+  seen and every test passed. Last comes the power of the best test of the rate that so many samples allow: the most
+  powerful one at 2.5 %, the error of the rate's lower bound.
 - Forecasts, in runs whose rate rises, as the forecast's model has it (`logistic`) or in a straight line (`linear`):
   share of the 80 % intervals that held the step of onset, and the median size of the error of the forecast step, as a
   logarithm to base 2. Bars: 70 % and 1, which is a factor of two.
 
-Run with `python benchmarks/onset_error.py`, which takes about ten minutes on one core. For a quick look,
+Run with `python benchmarks/onset_error.py`, which takes half an hour on a core that is shared. For a quick look,
 `python benchmarks/onset_error.py --null-runs 12 --runs 10 --samples 64`.
 """
 
