@@ -40,11 +40,14 @@ def weights_to_be_saved(
         averaging.on_train_batch_end(trainer, module, None, None, 0)
     elif is_later and moment == "epoch":
         averaging.on_train_epoch_end(trainer, module)
-    # During validation and after training the module holds the averages already.
-    if (moment == "validation" and is_later) or (moment == "end" and not is_later):
+    if moment == "end" and not is_later:
+        # The averages were copied into the module, for good.
         yield
         return
-    with _swapped(averaging, module), _saved_as_if_not(trainer, averaging, module):
+    # During validation the module holds the averages already.
+    is_swapped = moment == "validation" and is_later
+    swapped = contextlib.nullcontext() if is_swapped else _swapped(averaging, module)
+    with swapped, _saved_as_if_not(trainer, averaging, module):
         yield
 
 
