@@ -96,9 +96,9 @@ class MemorizationAction(Callback, ABC):
             # Before it acts, so that a checkpoint saved meanwhile does not make it act twice.
             self._has_acted = True
             self.on_onset(trainer, pl_module, monitor.onset)
-        elif not self._has_warned and (reason := getattr(monitor, "watch_reason", None)):
+        elif not self._has_warned and monitor.watch_reason is not None:
             self._has_warned = True
-            self.on_watch(trainer, pl_module, str(reason))
+            self.on_watch(trainer, pl_module, monitor.watch_reason)
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether it has acted."""

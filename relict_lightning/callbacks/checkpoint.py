@@ -34,6 +34,7 @@ from relict_lightning.callbacks.weights import (
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.onset import Onset
 from relict_lightning.results import Evaluation, RateEstimate
+from relict_lightning.watch import WatchReason
 
 
 class MemorizationCheckpoint(Checkpoint):
@@ -180,7 +181,8 @@ class MemorizationCheckpoint(Checkpoint):
         elif len(monitor.history) > self._seen:
             self._seen = len(monitor.history)
             newest = monitor.history[-1]
-            if newest.replica_rate is not None:
+            # What may turn out to be the onset, once it is confirmed, is nothing to go back to.
+            if newest.replica_rate is not None and monitor.watch is not WatchReason.UNCONFIRMED:
                 self._take_in(trainer, newest, newest.replica_rate)
 
     def _take_in(self, trainer: Trainer, evaluation: Evaluation, rate: RateEstimate) -> None:

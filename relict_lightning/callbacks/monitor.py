@@ -34,7 +34,7 @@ from relict_lightning.report import write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
 from relict_lightning.samplers import resolve_sampler
 from relict_lightning.tracking import logged_values, with_prefix, write_alert, write_pairs, write_scalars
-from relict_lightning.watch import RunState
+from relict_lightning.watch import RunState, WatchReason
 
 _CHUNK = 32
 # Evaluations count from 0, and none comes near this many.
@@ -217,8 +217,13 @@ class ReplicaMonitor(Callback):
         return self._onset_detector.state
 
     @property
+    def watch(self) -> WatchReason | None:
+        """Why the run is watched; None where it is not, and after onset."""
+        return self._onset_detector.watch
+
+    @property
     def watch_reason(self) -> str | None:
-        """Why the run is watched, in a sentence; None where it is not, and after onset."""
+        """The same in a sentence, with its numbers."""
         return self._onset_detector.watch_reason
 
     @property

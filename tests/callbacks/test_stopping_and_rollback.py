@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
 from relict_lightning.callbacks.kept import KeptCheckpoint, choose, thin_out
@@ -380,3 +381,32 @@ def test_copies_that_only_the_last_weights_make_are_found_at_the_end(trainer, he
     assert watching.onset.step == 12
     assert keeper.best.step == 8
     assert watching.rollback == keeper.best
+
+
+def test_an_onset_that_is_confirmed_later_is_dated_back_and_not_gone_back_to(
+    trainer, heads, monitor, copying, tmp_path, messages
+):
+    keeper = MemorizationCheckpoint(tmp_path / "kept", keep=9)
+    watching = monitor(patience=3)
+    run = trainer(watching, MemorizationStopping(), keeper, max_epochs=9)
+
+    run.fit(copying((8, 1.0)), heads.training_loader(), heads.heldout_loader())
+
+    assert (watching.onset.step, watching.onset.confirmed_step, run.global_step) == (8, 16, 16)
+    assert [checkpoint.step for checkpoint in keeper.kept] == [4]
+    assert keeper.best.step == 4
+    assert any("Memorization since step 8 is not confirmed yet: 1 of 3" in line for line in messages)
+
+
+def test_the_state_of_the_run_is_shown_as_it_changes(trainer, heads, monitor, copying):
+    seen: list[tuple[str, float]] = []
+
+    class States(Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            seen.append((watching.state.value, float(trainer.callback_metrics["relict/watch"])))
+
+    watching = monitor(patience=2)
+
+    trainer(watching, States(), max_epochs=4).fit(copying((8, 1.0)), heads.training_loader(), heads.heldout_loader())
+
+    assert seen[1:] == [("watch", 1.0), ("onset", 0.0), ("onset", 0.0)]
