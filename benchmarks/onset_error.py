@@ -38,7 +38,6 @@ import torch
 from scipy import special, stats
 
 from relict_lightning.calibration import Rule, calibrate
-from relict_lightning.forecast import ForecastScore
 from relict_lightning.functional import (
     benjamini_hochberg,
     calibrated_neighbor_ratio,
@@ -47,8 +46,7 @@ from relict_lightning.functional import (
     memorization_p_value,
     simes_p_value,
 )
-from relict_lightning.onset import OnsetDetector
-from relict_lightning.onset_planning import found_probability, samples_to_find, smallest_rate_found
+from relict_lightning.onset import ForecastScore, OnsetDetector, found_probability, samples_to_find, smallest_rate_found
 from relict_lightning.results import DetectionResult
 
 Array = np.ndarray

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from relict_lightning.onset import RunState
 from relict_lightning.report import pair_strip
 from relict_lightning.results import DetectionResult, MatchedPair
-from relict_lightning.watch import RunState
 
 PREFIX = "relict/"
 """All logged names start with this."""

@@ -5,8 +5,8 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from relict_lightning import ReplicaDetector
+from relict_lightning.onset import RunState
 from relict_lightning.tracking import logged_values, with_prefix, write_pairs, write_scalars
-from relict_lightning.watch import RunState
 
 
 class Remembering(Logger):

@@ -32,9 +32,8 @@ from relict_lightning.callbacks.weights import (
     read_checkpoint,
 )
 from relict_lightning.errors import ConfigurationError, RelictWarning
-from relict_lightning.onset import Onset
+from relict_lightning.onset import Onset, WatchReason
 from relict_lightning.results import Evaluation, RateEstimate
-from relict_lightning.watch import WatchReason
 
 
 class MemorizationCheckpoint(Checkpoint):

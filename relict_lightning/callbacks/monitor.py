@@ -27,14 +27,12 @@ from relict_lightning.callbacks.sources import heldout_source, load_validation, 
 from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, DrawingInterrupted, RelictWarning, SamplerError
-from relict_lightning.forecast import Forecast
 from relict_lightning.interfaces import Sampler
-from relict_lightning.onset import Onset, OnsetDetector, rate_to_primitives
+from relict_lightning.onset import Forecast, Onset, OnsetDetector, RunState, WatchReason, rate_to_primitives
 from relict_lightning.report import write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
 from relict_lightning.samplers import resolve_sampler
 from relict_lightning.tracking import logged_values, with_prefix, write_alert, write_pairs, write_scalars
-from relict_lightning.watch import RunState, WatchReason
 
 _CHUNK = 32
 # Evaluations count from 0, and none comes near this many.

@@ -34,7 +34,8 @@ class OnsetAt(ReplicaMonitor):
             self.watch_reason = "Some replicas."
         if trainer.global_step == self.step:
             self._onset_detector.onset = Onset(
-                step=self.step, confirmed_step=self.step, epoch=0, evaluation=1, evidence=EvidenceKind.PERMUTATION, p_value=1e-6, level=0.01,
+                step=self.step, confirmed_step=self.step, epoch=0, evaluation=1,
+                evidence=EvidenceKind.PERMUTATION, p_value=1e-6, level=0.01,
                 replica_rate=estimate_rate(30, 48),
             )  # fmt: skip
 

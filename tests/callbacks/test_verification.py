@@ -24,7 +24,8 @@ from relict_lightning.results import DetectionResult
 
 def _onset(successes: int = 24, *, step: int = 12) -> Onset:
     return Onset(
-        step=step, confirmed_step=step, epoch=2, evaluation=3, evidence=EvidenceKind.PERMUTATION, p_value=1e-6, level=0.001,
+        step=step, confirmed_step=step, epoch=2, evaluation=3,
+        evidence=EvidenceKind.PERMUTATION, p_value=1e-6, level=0.001,
         replica_rate=estimate_rate(successes, 48),
     )  # fmt: skip
 

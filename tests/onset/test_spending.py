@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relict_lightning.spending import even_spending_level, spending_level, usual_surprise
+from relict_lightning.onset.spending import even_spending_level, spending_level, usual_surprise
 
 
 def test_even_levels_sum_to_alpha():

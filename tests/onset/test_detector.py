@@ -13,8 +13,8 @@ from scipy.stats import hypergeom
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import estimate_rate
 from relict_lightning.onset import EvidenceKind, OnsetDetector, copies_to_decide, rate_to_primitives, spending_level
+from relict_lightning.onset.spending import even_spending_level
 from relict_lightning.results import DetectionResult, RateEstimate, Transform, Verdict
-from relict_lightning.spending import even_spending_level
 
 VERDICT = Verdict(
     score=0.0,

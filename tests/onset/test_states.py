@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import estimate_rate
 from relict_lightning.onset import OnsetDetector
+from relict_lightning.onset.spending import even_spending_level
+from relict_lightning.onset.watch import RunState, WatchReason
 from relict_lightning.results import DetectionResult
-from relict_lightning.spending import even_spending_level
-from relict_lightning.watch import RunState, WatchReason
 
 COPIES, FEW, NONE = {"permutation": 1e-9}, {"permutation": 1e-9, "replicas": 2}, {"replicas": 0}
 

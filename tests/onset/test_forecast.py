@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.forecast import Forecast, forecast_onset, forecast_to_primitives, score_forecasts
+from relict_lightning.onset.forecast import Forecast, forecast_onset, forecast_to_primitives, score_forecasts
 
 RISING = [(100, 0, 64), (200, 0, 64), (300, 0, 64), (400, 1, 64), (500, 2, 64)]
 MADE = Forecast(made_at=500, step=1400.0, low=1100.0, high=2500.0, confidence=0.8)

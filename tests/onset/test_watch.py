@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from relict_lightning.watch import TREND_LEVEL, rises
+from relict_lightning.onset.watch import TREND_LEVEL, rises
 
 
 @pytest.mark.parametrize(

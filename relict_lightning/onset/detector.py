@@ -27,7 +27,7 @@ evaluation of untrained weights spends nothing.
 With `patience`, onset takes that many evaluations in a row that pass. The first of them must have passed, and without
 patience it would have been declared: so every false alarm with patience is one without, and the promise stands.
 
-Before onset a run can be watched (`relict_lightning.watch`), and onset be forecast (`relict_lightning.forecast`).
+Before onset a run can be watched (`watch.py`), and onset be forecast (`forecast.py`).
 """
 
 import math
@@ -36,25 +36,22 @@ from dataclasses import replace
 from typing import Any, final
 
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.forecast import (
+from relict_lightning.onset.forecast import (
     Forecast,
     ForecastScore,
     forecast_onset,
     forecast_to_primitives,
     score_forecasts,
 )
-from relict_lightning.onset_record import (
+from relict_lightning.onset.record import (
     EvidenceKind,
     Onset,
     onset_from_primitives,
     onset_to_primitives,
-    rate_to_primitives,
 )
+from relict_lightning.onset.spending import even_spending_level, spending_level, usual_surprise
+from relict_lightning.onset.watch import TREND_WINDOW, RunState, WatchReason, rises
 from relict_lightning.results import DetectionResult, RateEstimate
-from relict_lightning.spending import copies_to_decide, even_spending_level, spending_level, usual_surprise
-from relict_lightning.watch import TREND_WINDOW, RunState, WatchReason, rises
-
-__all__ = ["EvidenceKind", "Onset", "OnsetDetector", "copies_to_decide", "rate_to_primitives", "spending_level"]
 
 _SHARE, _SIMILARITY = "closer_to_training_share", "max_similarity"
 # Of the balanced share: as near to training as to held-out patients.

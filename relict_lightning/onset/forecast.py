@@ -33,7 +33,7 @@ from scipy import optimize, special, stats
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional.statistics.intervals import check_confidence
-from relict_lightning.onset_planning import copies_to_exceed
+from relict_lightning.onset.planning import copies_to_exceed
 
 _Array = npt.NDArray[np.float64]
 

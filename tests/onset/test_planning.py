@@ -5,7 +5,7 @@ from scipy.stats import binom
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import estimate_rate
-from relict_lightning.onset_planning import (
+from relict_lightning.onset.planning import (
     copies_to_exceed,
     found_probability,
     samples_to_find,
