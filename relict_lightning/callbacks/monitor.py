@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -127,7 +127,7 @@ class ReplicaMonitor(Callback):
         tolerance: float = 0.01,
         patience: int = 1,
         max_overhead: int | float | None = None,
-        on_error: Literal["warn", "raise"] = "warn",
+        on_error: str = "warn",
         evaluate_at_start: bool = True,
         evaluate_at_end: bool = True,
         sample_batch_size: int | None = None,

@@ -218,7 +218,8 @@ def test_conditions_that_are_no_label_maps_are_refused(draw):
 
 
 @pytest.mark.filterwarnings("ignore:The samples' intensities")
-def test_the_detector_gets_the_label_maps_of_samples(trainer, heads, monitor, monkeypatch):
+@pytest.mark.parametrize("takes_label_maps", [True, False])
+def test_a_detector_that_takes_label_maps_gets_those_of_samples(trainer, heads, monitor, monkeypatch, takes_label_maps):
     given: list[Tensor | None] = []
     detect = ReplicaDetector.detect
 
@@ -227,13 +228,17 @@ def test_the_detector_gets_the_label_maps_of_samples(trainer, heads, monitor, mo
         return detect(self, images)
 
     monkeypatch.setattr(ReplicaDetector, "detect", record)
+    monkeypatch.setattr(ReplicaDetector, "takes_label_maps", takes_label_maps)
     sampler = MethodSampler("draw", conditions="masks", conditions_are_label_maps=True)
 
     for drawn_by in (sampler, None):
         watching = monitor(sampler=drawn_by, num_samples=4, evaluate_at_end=False, every_n_epochs=9)
         trainer(watching, max_steps=1).fit(Masked(), heads.training_loader())
 
-    assert torch.equal(given[0], Masked.masks[[0, 1, 2, 0]])
+    if takes_label_maps:
+        assert torch.equal(given[0], Masked.masks[[0, 1, 2, 0]])
+    else:
+        assert given[0] is None
     assert given[1] is None
 
 

@@ -46,27 +46,15 @@ def test_training_stops_at_the_first_evaluation_after_copying_began(
 
 @pytest.mark.parametrize("monitored", [{}, {"every_n_steps": 3}])
 def test_an_onset_that_takes_more_than_one_evaluation_stops_when_it_is_established(
-    trainer, heads, detector, copying, monitored
+    trainer, heads, monitor, copying, monitored
 ):
-    class Patient(ReplicaMonitor):
-        """Believes the second evaluation that finds copies."""
-
-        suspected = False
-
-        def _evaluate(self, trainer: Any, pl_module: Any) -> dict[str, float]:
-            values = super()._evaluate(trainer, pl_module)
-            if self.onset is not None and not self.suspected:
-                self.suspected = True
-                self._onset_detector.onset = None
-                values["onset"] = 0.0
-            return values
-
-    watching = Patient(detector, num_samples=48, **monitored)
+    watching = monitor(patience=2, **monitored)
     run = trainer(watching, MemorizationStopping(), max_epochs=9)
 
     run.fit(copying((5, 1.0)), heads.training_loader(), heads.heldout_loader())
 
-    assert watching.onset.step == run.global_step == (9 if monitored else 12)
+    assert watching.onset.step == (6 if monitored else 8)
+    assert watching.onset.confirmed_step == run.global_step == (9 if monitored else 12)
 
 
 @pytest.mark.parametrize("monitored", [{}, {"every_n_steps": 3}])
