@@ -338,11 +338,10 @@ class Alarmed(ReplicaMonitor):
         self.at = at
         self.drawn_again_at: list[int] = []
 
-    def _evaluate(self, trainer: Any, pl_module: Any) -> dict[str, float]:
-        values = super()._evaluate(trainer, pl_module)
+    def _evaluate(self, trainer: Any, pl_module: Any, **options: Any) -> None:
+        super()._evaluate(trainer, pl_module, **options)
         if trainer.global_step >= self.at and self.onset is None:
             self._onset_detector.onset = _onset(step=trainer.global_step)
-        return values
 
     def measure_again(self, trainer: Any, pl_module: Any) -> DetectionResult:
         self.drawn_again_at.append(trainer.global_step)
