@@ -144,21 +144,21 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def by_two() -> Callable[[Path, Path], None]:
-    """Run a script in two processes that know of each other, as `torchrun` would; it gets a folder to write to."""
+def by_processes() -> Callable[..., None]:
+    """Run a script in processes that know of each other, as `torchrun` would; it gets a folder to write to."""
 
-    def run(script: Path, folder: Path) -> None:
+    def run(script: Path, folder: Path, *, count: int = 2) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         shared = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
             "GROUP_RANK": "0",
             # By this Lightning knows that the processes were started for it.
-            "TORCHELASTIC_RUN_ID": "two",
+            "TORCHELASTIC_RUN_ID": "several",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(Path(relict_lightning.__file__).parent.parent),
         }
@@ -170,7 +170,7 @@ def by_two() -> Callable[[Path, Path], None]:
                 stdout=subprocess.DEVNULL,
                 text=True,
             )
-            for rank in (0, 1)
+            for rank in range(count)
         ]
         try:
             for process in processes:

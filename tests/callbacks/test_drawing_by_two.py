@@ -16,10 +16,10 @@ SAMPLERS = ["method", "function", "predict_step", "diffusion", "conditional"]
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, by_two) -> list[dict[Any, Any]]:
+def two(tmp_path_factory, by_processes) -> list[dict[Any, Any]]:
     """What each of two processes drew."""
     folder = tmp_path_factory.mktemp("two")
-    by_two(SCRIPT, folder)
+    by_processes(SCRIPT, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
