@@ -196,6 +196,7 @@ class ReplicaMonitor(Callback):
         self.evaluated_now = False
         self.is_stale = False
         self._put_off = False
+        self._stands_as_new = False
         self._shown_in_epoch: int | None = None
         self._measured_again = 0
 
@@ -274,10 +275,12 @@ class ReplicaMonitor(Callback):
         completed: int | float = trainer.global_step
         if self.schedule.unit == "minutes":
             completed = self._clock.elapsed(trainer, until=60 * self.schedule.next_due) / 60
-        if not self._is_due(trainer, completed):
-            return
-        self._evaluate(trainer, pl_module, moment="batch", completed=completed)
-        if self.history:
+        is_due = self._is_due(trainer, completed)
+        if is_due:
+            self._evaluate(trainer, pl_module, moment="batch", completed=completed)
+        # Values stand until others are logged: what was new at an earlier step must not pass for new at this one.
+        if self.history and (is_due or self._stands_as_new):
+            self._stands_as_new = self.evaluated_now
             pl_module.log_dict(
                 with_prefix({**self.history[-1].measures, **self._flags}, monitor=self.name),
                 on_step=True, on_epoch=False, logger=False, batch_size=1,
