@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 import relict_lightning.callbacks.monitor
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
 from relict_lightning.demo import run_demo
-from relict_lightning.samplers import MethodSampler, resolve_sampler
+from relict_lightning.callbacks import ReduceLearningRate
+from relict_lightning.samplers import DiffusionSampler, MethodSampler, resolve_sampler
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -33,14 +34,11 @@ def draw_zeros(module: torch.nn.Module, n: int) -> torch.Tensor:
     return torch.zeros(n, 1, 32, 32)
 
 
-def _configured_monitor(tmp_path: Path, **init_args: object) -> ReplicaMonitor:
-    """Return the monitor that LightningCLI makes of a file, without running anything."""
+def _configured(tmp_path: Path, callbacks: list[dict[str, object]]) -> list[object]:
+    """Return the callbacks that LightningCLI makes of a file, without running anything."""
     config = {
         "model": {"class_path": "relict_lightning.testing.NoisyModule"},
-        "trainer": {
-            "logger": False,
-            "callbacks": [{"class_path": "relict_lightning.ReplicaMonitor", "init_args": init_args}],
-        },
+        "trainer": {"logger": False, "callbacks": callbacks},
     }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -51,7 +49,16 @@ def _configured_monitor(tmp_path: Path, **init_args: object) -> ReplicaMonitor:
         cli = LightningCLI(
             run=False, args=["--config", str(path)], save_config_callback=None, seed_everything_default=False
         )
-    return next(callback for callback in cli.trainer.callbacks if isinstance(callback, ReplicaMonitor))
+    # In the order of the file: the trainer puts what saves checkpoints last.
+    names = [str(callback["class_path"]).rpartition(".")[2] for callback in callbacks]
+    ours = [one for one in cli.trainer.callbacks if type(one).__name__ in names]
+    return sorted(ours, key=lambda one: names.index(type(one).__name__))
+
+
+def _configured_monitor(tmp_path: Path, **init_args: object) -> ReplicaMonitor:
+    """Return the monitor that LightningCLI makes of a file."""
+    monitor = {"class_path": "relict_lightning.ReplicaMonitor", "init_args": init_args}
+    return _configured(tmp_path, [monitor])[0]
 
 
 @pytest.mark.parametrize("name", ["demo", "fresh"])
@@ -205,21 +212,41 @@ def test_callbacks_can_be_made_of_omegaconf_containers():
                     "encoder": {"_target_": "relict_lightning.encoders.GradientEncoder", "cells": 4},
                     "top_k": 3,
                 },
+                "sampler": {
+                    "_target_": "relict_lightning.samplers.DiffusionSampler",
+                    "network": "unet",
+                    "image_shape": [1, 16, 16],
+                    "conditions": [0, 1],
+                },
                 "num_samples": 8,
+                "at_steps": [500, 2000],
+                "max_overhead": 0.05,
+                "patience": 2,
                 "training": "training",
             },
             "stopping": {"_target_": "relict_lightning.MemorizationStopping"},
-            "keeper": {"_target_": "relict_lightning.MemorizationCheckpoint", "dirpath": "kept", "keep": 2},
+            "keeper": {
+                "_target_": "relict_lightning.MemorizationCheckpoint",
+                "dirpath": "kept",
+                "keep": 2,
+                "restore": True,
+            },
+            "reducing": {"_target_": "relict_lightning.callbacks.ReduceLearningRate", "factor": 0.5},
         }
     )
 
-    monitor, stopping, keeper = (_instantiate(config[name]) for name in ("monitor", "stopping", "keeper"))
+    monitor, stopping, keeper, reducing = (_instantiate(config[name]) for name in config)
 
     assert isinstance(monitor, ReplicaMonitor)
     assert monitor.detector.top_k == 3
+    assert str(monitor.schedule) == "at steps 500, 2000"
+    # What is saved with a run and loaded with weights only is a plain list.
+    assert type(monitor.state_dict()["settings"]["at_steps"]) is list
+    assert monitor._drawer.sampler.image_shape == (1, 16, 16)
     assert isinstance(stopping, MemorizationStopping)
     assert isinstance(keeper, MemorizationCheckpoint)
-    assert keeper.keep == 2
+    assert (keeper.keep, keeper.restore) == (2, True)
+    assert isinstance(reducing, ReduceLearningRate)
 
 
 def test_a_list_of_files_from_omegaconf_is_a_training_set(tmp_path):
@@ -231,3 +258,50 @@ def test_a_list_of_files_from_omegaconf_is_a_training_set(tmp_path):
     result = ReplicaDetector().fit(files).detect(images[:3])
 
     assert [verdict.match for verdict in result.verdicts] == [0, 1, 2]
+
+
+def test_every_schedule_and_action_can_be_set_in_a_file(tmp_path):
+    def configured(*callbacks: dict[str, object]) -> list[object]:
+        return _configured(tmp_path, list(callbacks))
+
+    monitor = {
+        "class_path": "relict_lightning.ReplicaMonitor",
+        "init_args": {
+            "sampler": {
+                "class_path": "relict_lightning.samplers.DiffusionSampler",
+                "init_args": {"network": "unet", "num_inference_steps": 3, "image_shape": [1, 16, 16]},
+            },
+            "every_n_minutes": 30,
+            "adaptive": True,
+            "max_overhead": 0.05,
+            "on_error": "raise",
+            "patience": 2,
+            "name": "first",
+        },
+    }
+    listed = {"class_path": "relict_lightning.ReplicaMonitor", "init_args": {"at_steps": [500, 2000], "name": "second"}}
+    keeper = {
+        "class_path": "relict_lightning.MemorizationCheckpoint",
+        "init_args": {"dirpath": "kept", "keep": 2, "verify": False, "restore": True},
+    }
+    reducing = {"class_path": "relict_lightning.callbacks.ReduceLearningRate", "init_args": {"factor": 0.5}}
+    stopping = {"class_path": "relict_lightning.MemorizationStopping", "init_args": {"verbose": False}}
+
+    by_minutes, by_list, kept, reduces, stops = configured(monitor, listed, keeper, reducing, stopping)
+
+    assert str(by_minutes.schedule) == "every 30 minutes, up to 8 times as rarely while nothing happens"
+    assert (by_minutes.max_overhead, by_minutes.on_error, by_minutes.patience) == (0.05, "raise", 2)
+    assert isinstance(by_minutes._drawer.sampler, DiffusionSampler)
+    assert str(by_list.schedule) == "at steps 500, 2000"
+    assert (kept.keep, kept.verify, kept.restore) == (2, False, True)
+    assert reduces.factor == 0.5
+    assert isinstance(stops, MemorizationStopping)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("on_error", "ignore"), ("patience", "often"), ("at_steps", [500, "last"]), ("adaptive", "when quiet")],
+)
+def test_a_file_with_a_value_of_the_wrong_kind_is_refused(tmp_path, argument, value):
+    with pytest.raises(SystemExit):
+        _configured_monitor(tmp_path, **{argument: value})

@@ -71,6 +71,12 @@ def detector(fitted_once) -> ReplicaDetector:
     return copy.deepcopy(fitted_once)
 
 
+@pytest.fixture(scope="session")
+def quick_detector(heads) -> ReplicaDetector:
+    """A detector that looks for plain copies only, for tests in which rates do not matter; monitors take copies."""
+    return ReplicaDetector(transforms="none", top_k=2).fit(heads.training, heads.heldout)
+
+
 @pytest.fixture
 def monitor(detector) -> Callable[..., ReplicaMonitor]:
     """Make a monitor with the fitted detector, or with the one that is given."""

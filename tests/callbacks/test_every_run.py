@@ -1,6 +1,5 @@
 """Every kind of run in one table: evaluated where due, read while fresh, and trained as if nobody looked."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from noticed import Noticed, Recorded, differences
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from relict_lightning import ReplicaDetector
 from relict_lightning.testing import CopyingModule, NoisyModule
@@ -91,15 +91,9 @@ every_run = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module")
-def quick(heads) -> ReplicaDetector:
-    """A detector that looks for plain copies only."""
-    return ReplicaDetector(transforms="none", top_k=2).fit(heads.training, heads.heldout)
-
-
 @pytest.fixture
-def detector(quick) -> ReplicaDetector:
-    return copy.deepcopy(quick)
+def detector(quick_detector) -> ReplicaDetector:
+    return quick_detector
 
 
 def _monitored(schedule: str) -> dict[str, Any]:
@@ -268,41 +262,6 @@ class Gan(lightning.LightningModule):
         return self.generator(torch.randn(n, 1, 16, 16))
 
 
-class Recorded(Dataset):
-    """Remembers the order in which it is read."""
-
-    def __init__(self, images: Tensor, read: list[int]) -> None:
-        self.images, self.read = images, read
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, position: int) -> Tensor:
-        self.read.append(position)
-        return self.images[position]
-
-
-class Noticed(Callback):
-    """Takes down all that a look at the model could move, before each training and validation batch."""
-
-    def __init__(self, random_states: Callable[[], tuple[bytes, ...]]) -> None:
-        self.random_states = random_states
-        self.seen: list[Any] = []
-
-    def _take_down(self, pl_module: Any) -> None:
-        modes = [module.training for module in pl_module.modules()]
-        self.seen.append((modes, torch.is_grad_enabled(), self.random_states()))
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        self._take_down(pl_module)
-
-    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        self._take_down(pl_module)
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._take_down(pl_module)
-
-
 @every_run
 def test_training_is_bit_identical_to_that_of_a_run_that_nobody_watches(
     trainer, heads, monitor, random_states, tmp_path, run, schedule
@@ -336,9 +295,4 @@ def test_training_is_bit_identical_to_that_of_a_run_that_nobody_watches(
     watched = train(watching)
 
     assert [evaluation.step for evaluation in watching.history] == run.evaluated(schedule)
-    assert watched.keys() == alone.keys()
-    for name, found in watched.items():
-        leaves, expected = (torch.utils._pytree.tree_leaves(tree) for tree in (found, alone[name]))
-        assert len(leaves) == len(expected), name
-        same = [torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in zip(leaves, expected, strict=True)]
-        assert all(same), name
+    assert differences(watched, alone) == []

