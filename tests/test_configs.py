@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 import relict_lightning.callbacks.monitor
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
-from relict_lightning.demo import run_demo
 from relict_lightning.callbacks import ReduceLearningRate
+from relict_lightning.demo import run_demo
 from relict_lightning.samplers import DiffusionSampler, MethodSampler, resolve_sampler
 
 ROOT = Path(__file__).parents[1]

@@ -41,7 +41,7 @@ class Fault(Callback):
 
     def __init__(self, stage: str | None) -> None:
         # The loggers are written to in the first process only.
-        self._planned = stage if RANK == (0 if stage == "writing" else 1) else None
+        self._planned = stage if (0 if stage == "writing" else 1) == RANK else None
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         Fault.stage = self._planned if trainer.global_step == 2 else None

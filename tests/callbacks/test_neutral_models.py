@@ -155,7 +155,8 @@ class Diffusion(lightning.LightningModule):
             Diffusion, {}, {"sampler": DiffusionSampler(num_inference_steps=2, image_shape=[1, 16, 16])},
             id="a scheduler of MONAI",
         ),
-        pytest.param(Caching, {}, {}, id="a lazy cache"),
+        # Without a sanity check, so that it is the monitor's sampling that needs it first.
+        pytest.param(Caching, {"num_sanity_val_steps": 0}, {}, id="a lazy cache"),
         pytest.param(OneCycle, {}, {}, id="rates by steps"),
         pytest.param(OnPlateau, {}, {}, id="rates by a metric"),
     ],
