@@ -182,15 +182,16 @@ class MemorizationCheckpoint(Checkpoint):
             newest = monitor.history[-1]
             # What may turn out to be the onset, once it is confirmed, is nothing to go back to.
             if newest.replica_rate is not None and monitor.watch is not WatchReason.UNCONFIRMED:
-                self._take_in(trainer, newest, newest.replica_rate)
+                # A leaning that was found once is not over because fewer samples show it later.
+                leans = any(_leans(evaluation) for evaluation in monitor.history)
+                self._take_in(trainer, newest.step, newest.replica_rate, leans=leans)
 
-    def _take_in(self, trainer: Trainer, evaluation: Evaluation, rate: RateEstimate) -> None:
+    def _take_in(self, trainer: Trainer, step: int, rate: RateEstimate, *, leans: bool) -> None:
         """Save a checkpoint if it is to be kept, and drop those that are not to be kept any longer."""
         folder = self.dirpath or Path(trainer.default_root_dir) / "relict_checkpoints"
         # No slash in the name: it would make a folder.
-        path = folder / f"step={evaluation.step}-replicas={rate.successes}-of-{rate.trials}.ckpt"
-        p_value, level = (evaluation.value_of(name) for name in ("memorization_p_value", "alpha_threshold"))
-        newest = KeptCheckpoint(path=str(path), step=evaluation.step, replica_rate=rate, leans=p_value <= level)
+        path = folder / f"step={step}-replicas={rate.successes}-of-{rate.trials}.ckpt"
+        newest = KeptCheckpoint(path=str(path), step=step, replica_rate=rate, leans=leans)
         # Those that are as good are what to fall back on where verification finds copies in the newest.
         strictly = self.verify and self.keep > 1
         # A run that goes on from an earlier step can come by the same step with the same rate again.
@@ -337,3 +338,9 @@ def _stamp(path: Path) -> int | None:
 def _first_line(error: Exception) -> str:
     """Return an error's kind and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _leans(evaluation: Evaluation) -> bool:
+    """Return whether the permutation test found, at its level then, that samples of trained weights lean."""
+    p_value, level = (evaluation.value_of(name) for name in ("memorization_p_value", "alpha_threshold"))
+    return evaluation.step > 0 and p_value <= level

@@ -22,7 +22,8 @@ class KeptCheckpoint:
         path: Where it lies.
         step: Its optimizer step.
         replica_rate: The rate measured at that step.
-        leans: Whether the permutation test found, at its level then, that samples lean towards training patients.
+        leans: Whether the permutation test had found by then, at its levels, that samples lean towards training
+            patients.
         verification: What fresh samples said of it; None where none were drawn.
     """
 

@@ -11,7 +11,7 @@ from relict_lightning import MemorizationCheckpoint, MemorizationStopping, Repli
 from relict_lightning.callbacks.kept import KeptCheckpoint, choose, thin_out
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.functional import estimate_rate
-from relict_lightning.results import Evaluation
+from relict_lightning.results import DetectionResult, Evaluation
 
 
 def _kept(successes: int, trials: int = 48, *, step: int = 0) -> KeptCheckpoint:
@@ -398,3 +398,20 @@ def test_the_state_of_the_run_is_shown_as_it_changes(trainer, heads, monitor, co
     trainer(watching, States(), max_epochs=4).fit(copying((8, 1.0)), heads.training_loader(), heads.heldout_loader())
 
     assert seen[1:] == [("watch", 1.0), ("onset", 0.0), ("onset", 0.0)]
+
+
+def test_a_leaning_that_was_found_once_is_not_over_at_the_next_evaluation(
+    trainer, heads, monitor, copying, tmp_path, monkeypatch
+):
+    detect, found = ReplicaDetector.detect, iter([1.0, 0.5, 1e-9, 0.5, 0.5])
+
+    def detect_with_p_value(self: ReplicaDetector, *arguments: Any, **options: Any) -> DetectionResult:
+        return replace(detect(self, *arguments, **options), memorization_p_value=next(found))
+
+    monkeypatch.setattr(ReplicaDetector, "detect", detect_with_p_value)
+    keeper = MemorizationCheckpoint(tmp_path / "kept", keep=9)
+
+    trainer(monitor(), keeper, max_epochs=4).fit(copying(), heads.training_loader(), heads.heldout_loader())
+
+    # Of those that lean the newest is as good as any.
+    assert [(checkpoint.step, checkpoint.leans) for checkpoint in keeper.kept] == [(4, False), (16, True)]
