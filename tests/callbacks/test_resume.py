@@ -12,13 +12,13 @@ from relict_lightning.errors import RelictWarning
 
 
 def _numbers(monitor: Any) -> list[tuple[int, int, Any, dict[str, float]]]:
-    """Return the history without clock times."""
+    """Return the history without what it cost."""
     return [
         (
             evaluation.step,
             evaluation.epoch,
             evaluation.replica_rate,
-            {name: value for name, value in evaluation.measures.items() if not name.startswith("seconds")},
+            {name: value for name, value in evaluation.measures.items() if not name.startswith(("seconds", "memory"))},
         )
         for evaluation in monitor.history
     ]

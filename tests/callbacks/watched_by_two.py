@@ -77,7 +77,7 @@ def seen(trainer: Trainer, monitor: ReplicaMonitor) -> dict[str, Any]:
     return {
         "steps": [evaluation.step for evaluation in monitor.history],
         "measures": [
-            {name: value for name, value in evaluation.measures.items() if not name.startswith("seconds")}
+            {name: value for name, value in evaluation.measures.items() if not name.startswith(("seconds", "memory"))}
             for evaluation in monitor.history
         ],
         "verdicts": [(v.match, v.is_replica, v.p_value, v.score) for v in monitor.last_result.verdicts],
