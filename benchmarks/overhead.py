@@ -22,8 +22,8 @@
 On a CPU the time of the processor stands beside that on the wall: other work on the machine adds little to it.
 
 Run with `python benchmarks/overhead.py`, or name the parts to run: `python benchmarks/overhead.py steps`. All take
-about ten minutes on one free core and 5 GiB; with `--heldout 50`, five. For a quick look,
-`python benchmarks/overhead.py --shape 32 32 24 --training 100 --heldout 30 --samples 8 --blocks 4`. Threads are those
+about ten minutes on one free core and 2 GiB; with `--heldout 50`, five. For a quick look,
+`python benchmarks/overhead.py --shape 32 32 32 --training 100 --heldout 30 --samples 8 --blocks 4`. Threads are those
 of torch: set `OMP_NUM_THREADS`.
 """
 
@@ -47,6 +47,7 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from relict_lightning import ReplicaDetector, ReplicaMonitor, road
 from relict_lightning.testing import HeadDataModule, HeadGenerator, plant_replicas, simulate_heads
@@ -188,9 +189,26 @@ def volumes(given: argparse.Namespace) -> tuple[Blends, Blends, Tensor]:
     return training, heldout, samples
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What sampling takes.
+
+    Attributes:
+        took: The time.
+        is_extrapolated: Whether it was extrapolated from few steps.
+        weights: Number of the network's weights.
+        operations: Floating-point operations of all steps.
+    """
+
+    took: Took
+    is_extrapolated: bool
+    weights: int
+    operations: float
+
+
 @torch.no_grad()
-def seconds_to_sample(given: argparse.Namespace, device: torch.device) -> tuple[Took, bool, float]:
-    """Return how long sampling takes, whether that is extrapolated, and the network's weights in millions."""
+def sample(given: argparse.Namespace, device: torch.device) -> Sampling:
+    """Return what sampling takes."""
     torch.manual_seed(0)
     network = DiffusionModelUNet(
         spatial_dims=len(given.shape),
@@ -203,34 +221,41 @@ def seconds_to_sample(given: argparse.Namespace, device: torch.device) -> tuple[
         num_head_channels=32,
     )
     network = network.eval().to(device)
-    millions = sum(weights.numel() for weights in network.parameters()) / 1e6
     scheduler = DDIMScheduler(num_train_timesteps=1000)
     scheduler.set_timesteps(STEPS)
     watch = Stopwatch(device)
-    extrapolated = device.type == "cpu"
-    chunk = 1 if extrapolated else min(GPU_CHUNK, given.samples)
+    is_extrapolated = device.type == "cpu"
+    chunk = 1 if is_extrapolated else min(GPU_CHUNK, given.samples)
 
-    def denoise(images: Tensor, times: Tensor) -> Tensor:
+    def denoise(images: Tensor, times: Tensor) -> None:
         for moment in times:
             predicted = network(images, moment.expand(len(images)).to(device))
             images, _ = scheduler.step(predicted, moment, images)
-        return images
 
     noise = torch.randn((chunk, 1, *given.shape), device=device)
-    denoise(noise, scheduler.timesteps[:1])
+    # What is done once per process must not be charged to the sampling.
+    with FlopCounterMode(display=False) as counter:
+        denoise(noise, scheduler.timesteps[:1])
     started = watch.now()
-    if extrapolated:
+    if is_extrapolated:
         denoise(noise, scheduler.timesteps[:STEPS_TIMED])
-        return watch.since(started) * (STEPS / STEPS_TIMED * given.samples), True, millions
-    for start in range(0, given.samples, chunk):
-        denoise(noise[: given.samples - start], scheduler.timesteps)
-    return watch.since(started), False, millions
+        took = watch.since(started) * (STEPS / STEPS_TIMED * given.samples)
+    else:
+        for start in range(0, given.samples, chunk):
+            denoise(noise[: given.samples - start], scheduler.timesteps)
+        took = watch.since(started)
+    return Sampling(
+        took=took,
+        is_extrapolated=is_extrapolated,
+        weights=sum(weights.numel() for weights in network.parameters()),
+        operations=counter.get_total_flops() / chunk * STEPS * given.samples,
+    )
 
 
 def checking(given: argparse.Namespace, detector: ReplicaDetector, samples: Tensor) -> dict[str, Any]:
     """Print and return what checking takes beside sampling."""
     device = detector.device
-    sampling, extrapolated, millions = seconds_to_sample(given, device)
+    sampling = sample(given, device)
     # What is done once per process must not be charged to the checking.
     detector.detect(samples[:2])
     watch = Stopwatch(device)
@@ -246,20 +271,21 @@ def checking(given: argparse.Namespace, detector: ReplicaDetector, samples: Tens
     )
     print(f"  in parts: {', '.join(f'{name} {part}' for name, part in parts.items())}")
     print(
-        f"  sampling them in {STEPS} steps with {millions:.1f} million weights takes {sampling}"
-        + (f", extrapolated from {STEPS_TIMED} steps of one sample" if extrapolated else "")
+        f"  sampling them in {STEPS} steps with {sampling.weights / 1e6:.1f} million weights takes {sampling.took}"
+        + (f", extrapolated from {STEPS_TIMED} steps of one sample" if sampling.is_extrapolated else "")
+        + f", at {sampling.operations / sampling.took.wall / 1e12:.2g} TFLOP/s"
     )
-    ratio, good = took.wall / sampling.wall, took.wall < sampling.wall
+    ratio, of_processor = took.wall / sampling.took.wall, took.processor / sampling.took.processor
     print(
-        f"  checking takes {ratio:.2g} times as long as sampling, of the processor's time "
-        f"{took.processor / sampling.processor:.2g} times ({'meets' if good else 'MISSES'} below 1)",
+        f"  checking takes {ratio:.2g} times as long as sampling, of the processor's time {of_processor:.2g} times "
+        f"({'meets' if ratio < 1 else 'MISSES'} below 1); sampling would take as long at "
+        f"{sampling.operations / took.wall / 1e12:.2g} TFLOP/s",
         flush=True,
     )
     return {
         "checking": asdict(took),
         "parts": {name: asdict(part) for name, part in parts.items()},
         "sampling": asdict(sampling),
-        "extrapolated": extrapolated,
         "ratio": ratio,
     }
 

@@ -1,7 +1,9 @@
 """A generator that is trained until it memorizes, judged by a truth that shares nothing with the detector."""
 
 import importlib.util
+import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +12,9 @@ import pytest
 import torch
 
 from relict_lightning.testing import simulate_heads
+
+# Noise early in training has other intensities than heads.
+pytestmark = pytest.mark.filterwarnings("ignore:The samples' intensities")
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "memorizing_generator.py"
 
@@ -49,8 +54,27 @@ def test_the_truth_tells_copies_from_new_subjects(script: ModuleType) -> None:
     assert shares["first"].low < 24 / 123 < shares["first"].high
 
 
-# Noise early in training has other intensities than heads.
-@pytest.mark.filterwarnings("ignore:The samples' intensities")
+def test_a_run_tells_the_truth_at_each_evaluation_and_has_no_onset_where_nothing_is_memorized(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "HELDOUT", 25)
+    monkeypatch.setattr(script, "Truth", partial(script.Truth, new=20, beside=20))
+
+    run = script.train_until_caught(
+        0, folder=tmp_path, num_samples=4, every_n_steps=1, max_steps=2, judged_samples=3, kept_samples=3
+    )
+
+    assert [(look.step, look.detected.trials, look.shares["copies"].trials) for look in run.looks] == [
+        (1, 4, 3),
+        (2, 4, 3),
+    ]
+    assert run.onset_step is None
+    assert not run.is_caught_in_time()
+    assert not run.is_kept_clean()
+    assert "no onset in 2 evaluations" in script.describe(run)
+    assert json.loads(json.dumps(script.to_primitives(run)))["caught in time"]["near"] is False
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "truth",
@@ -61,7 +85,7 @@ def test_the_truth_tells_copies_from_new_subjects(script: ModuleType) -> None:
                 truth,
                 marks=pytest.mark.xfail(
                     strict=False,
-                    reason="samples that lean towards a subject and do not look like it are no replicas to the detector",
+                    reason="samples that lean towards a subject and do not look like it are no replicas to it",
                 ),
             )
             for truth in ("beyond", "copies")
