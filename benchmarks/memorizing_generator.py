@@ -5,7 +5,7 @@ declared, once for each seed, which is that of subjects, weights, order and samp
 
 - The share of copies among further samples of the model at the evaluation at which onset is declared, and at the one
   before. Bar: at most 20 % at onset. The limit is the share at which so many samples can show that the rate exceeds the
-  tolerance (`relict_lightning.onset_planning`), and how fast the share grows from one evaluation to the next.
+  tolerance (`relict_lightning.onset`), and how fast the share grows from one evaluation to the next.
 - The share of copies among 500 samples that nothing has seen yet, of the checkpoint that `MemorizationCheckpoint` names
   and has verified. Bar: below 2 %, where the truth below calls about 1 % of new subjects copies. Beside it stands what
   the detector finds among the same samples.
