@@ -300,8 +300,13 @@ def test_every_schedule_and_action_can_be_set_in_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("on_error", "ignore"), ("patience", "often"), ("at_steps", [500, "last"]), ("adaptive", "when quiet")],
+    [("patience", "often"), ("at_steps", [500, "last"]), ("adaptive", "when quiet")],
 )
 def test_a_file_with_a_value_of_the_wrong_kind_is_refused(tmp_path, argument, value):
     with pytest.raises(SystemExit):
         _configured_monitor(tmp_path, **{argument: value})
+
+
+def test_a_file_with_a_value_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
+    with pytest.raises(ValueError, match=r"on_error must be 'warn' or 'raise', got 'ignore'"):
+        _configured_monitor(tmp_path, on_error="ignore")
