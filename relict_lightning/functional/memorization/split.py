@@ -39,8 +39,8 @@ def memorization_p_value(
     were computed without the labels.
 
     The share is exact, by dynamic programming over the patients that were hit. Weights are first rounded to multiples
-    of 1/255, or to coarser ones (1/119 for 256 samples, 1/14 for 512); that changes the statistic in a way that depends
-    on the number of samples alone, and so costs a little power but no validity.
+    of 1/255 of the largest, or to coarser ones (1/119 for 256 samples, 1/14 for 512); that changes the statistic in a
+    way that does not depend on who was trained on, and so costs a little power but no validity.
 
     Args:
         weights: Weight of each sample in [0, 1], for instance its squared copy-likeness.
@@ -173,8 +173,10 @@ def _group_sums(
             f"The neighbours belong to {len(hit_groups)} groups, but total_groups={total_groups}. Count training and "
             f"held-out groups together."
         )
-    resolution = _resolution(len(weights))
-    quantized = np.rint(weights.detach().cpu().double().numpy() * resolution).astype(np.int64)
+    values = weights.detach().cpu().double().numpy()
+    # As shares of the largest: where many samples leave few steps, small weights would all be rounded to nothing.
+    largest = values.max(initial=0.0) or 1.0
+    quantized = np.rint(values / largest * _resolution(len(weights))).astype(np.int64)
     sums = np.zeros(len(hit_groups), dtype=np.int64)
     np.add.at(sums, group_of_sample, quantized)
     return sums, hit_groups, group_of_sample

@@ -26,8 +26,9 @@ def splits(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, int, int]:
 
 
 def statistic(weights: torch.Tensor, groups: torch.Tensor, training: tuple[int, ...]) -> int:
+    largest = max(weights.tolist(), default=1.0) or 1.0
     return sum(
-        round(weight * 255)
+        round(weight / largest * 255)
         for weight, group in zip(weights.tolist(), groups.tolist(), strict=True)
         if group in training
     )
@@ -236,3 +237,16 @@ def test_arguments_that_contradict_each_other_are_refused(changes, message):
 
     with pytest.raises(ConfigurationError, match=message):
         inspect.unwrap(memorization_p_value)(**(arguments | changes))
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.03, 1e-6])
+def test_the_unit_of_the_weights_does_not_matter_however_many_samples_there_are(weight):
+    # 500 samples leave 16 steps only. Of 60 patients, half of them trained on, all 30 neighbours are training patients.
+    groups = torch.arange(500) % 30
+
+    p_value = memorization_p_value(
+        torch.full((500,), weight), groups, training_groups=30, total_groups=60,
+        is_training=torch.ones(500, dtype=torch.bool),
+    )  # fmt: skip
+
+    assert p_value == pytest.approx(1 / math.comb(60, 30))
