@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from relict_lightning.callbacks.advice import advice
 from relict_lightning.callbacks.agreement import together
 from relict_lightning.callbacks.attached import attached_monitor
+from relict_lightning.callbacks.evaluating import is_dry_run
 from relict_lightning.callbacks.kept import (
     KeptCheckpoint,
     choose,
@@ -172,7 +173,7 @@ class MemorizationCheckpoint(Checkpoint):
 
     def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Act on the monitor's newest evaluation, once, and on its onset, once."""
-        if trainer.state.fn != TrainerFn.FITTING or getattr(trainer, "fast_dev_run", False):
+        if trainer.state.fn != TrainerFn.FITTING or is_dry_run(trainer):
             return
         monitor = attached_monitor(trainer, type(self).__name__)
         if monitor.onset is not None:
