@@ -279,6 +279,8 @@ def _evaluation(result: DetectionResult, *, seconds: float) -> Evaluation:
     measures = {**result.measures, "seconds_checking": seconds}
     if result.memorization_p_value is not None:
         measures["memorization_p_value"] = result.memorization_p_value
+    if result.leaning_rate is not None:
+        measures["leaning_rate"] = result.leaning_rate.value
     return Evaluation(step=0, epoch=0, replica_rate=result.replica_rate, measures=measures)
 
 
@@ -313,6 +315,7 @@ def _summary(result: DetectionResult) -> dict[str, Any]:
         "samples": len(result.verdicts),
         "replica_rate": None if result.replica_rate is None else asdict(result.replica_rate),
         "replica_rate_by_level": {level: asdict(rate) for level, rate in result.level_rates.items()},
+        "leaning_rate": None if result.leaning_rate is None else asdict(result.leaning_rate),
         "memorization_p_value": result.memorization_p_value,
         "attainable_memorization_p_value": result.attainable_p_value,
         "discovery_p_value": result.discovery_p_value,

@@ -173,6 +173,8 @@ def audit(
         typer.echo("Replica rate: none, because there are no held-out images to compare with.")
     else:
         typer.echo(f"Replica rate: {result.replica_rate} ({100 * result.replica_rate.confidence:g} % interval)")
+    if result.leaning_rate is not None:
+        typer.echo(f"Leaning towards a training patient beyond chance: {result.leaning_rate}")
     if result.memorization_p_value is not None:
         typer.echo(f"Memorization p-value: {result.memorization_p_value:.2g}")
     if finished.self_test is not None:

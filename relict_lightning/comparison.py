@@ -57,7 +57,7 @@ MEASURES = (
     *MEASURES_OF_STRUCTURES,
 )
 
-MEASUREMENT_VERSION = 6
+MEASUREMENT_VERSION = 7
 """Raised whenever the same images get other measures: a control that was measured otherwise is not compared with."""
 
 # Patients per sample that are compared in full, of those that fit best when moved, of those that do as they lie, and of

@@ -15,6 +15,9 @@ from relict_lightning.self_test import SelfTest, split_false_positive_rate
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
+# The usual level at which a thing is called unusual; that more of the samples lean is tested, at levels of its own.
+_UNUSUAL = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
@@ -27,6 +30,7 @@ class Control:
         rule: How the measures are put together.
         self_test: What is found of copies of training images that were planted; None where images are too small.
         distance_to_training: Euclidean distance of unit embeddings to the nearest hit, `[h]`.
+        union_likeness: Copy-likeness among training and held-out images together, in each of two views, `[2, h]`.
         seconds: How long it took to measure.
     """
 
@@ -35,7 +39,15 @@ class Control:
     rule: Rule
     self_test: SelfTest | None
     distance_to_training: Array
+    union_likeness: Array
     seconds: float
+
+    @property
+    def usual_union_likeness(self) -> Array:
+        """What one new patient in twenty exceeds in one view or the other, at most, `[2]`."""
+        share = 1 - _UNUSUAL / len(self.union_likeness)
+        usual: Array = np.quantile(self.union_likeness, share, axis=1, method="higher")
+        return usual
 
     def false_positive_rate(self, fdr: float) -> RateEstimate:
         """Return the detector's self-test: the share of one half of the control called replicas against the other.
@@ -134,7 +146,7 @@ def one_image_per_group(heldout: Reference) -> Array:
 
 def write_control(control: Control, writer: EntryWriter, *, prefix: str) -> None:
     """Write a control into a folder, its files' names starting with `prefix`."""
-    for name in ("likeness", "distance_to_training"):
+    for name in ("likeness", "distance_to_training", "union_likeness"):
         writer.array(f"{prefix}{name}", getattr(control, name))
     rule = asdict(control.rule)
     self_test = None if control.self_test is None else control.self_test.to_dict()
@@ -148,6 +160,7 @@ def read_control(entry: Entry, *, prefix: str) -> Control:
     return Control(
         likeness=np.array(entry.array(f"{prefix}likeness")),
         distance_to_training=np.array(entry.array(f"{prefix}distance_to_training")),
+        union_likeness=np.array(entry.array(f"{prefix}union_likeness")),
         seconds=float(about["seconds"]),
         leaks=tuple(about["leaks"]),
         rule=Rule(

@@ -275,6 +275,9 @@ class DetectionResult:
         p_value_model: Where p-values come from: "conformal" where the control is too small for more, "conformal with
             tail" where samples beyond every held-out image get theirs from the control's upper tail; None without a
             control.
+        leaning_rate: Share of the samples that lean towards a training patient beyond what chance accounts for, copies
+            among them that are too blurred to be named; it says something only where `memorization_p_value` is small.
+            None without a control.
         memorization_p_value: Exact permutation p-value that the samples know the training set; None without a control.
         attainable_p_value: The smallest value that `memorization_p_value` could have taken, were all patients that the
             samples are nearest to training patients; None without a control.
@@ -289,6 +292,7 @@ class DetectionResult:
     fdr: float
     control_scores: tuple[float, ...]
     p_value_model: Literal["conformal", "conformal with tail"] | None
+    leaning_rate: RateEstimate | None = None
     memorization_p_value: float | None
     attainable_p_value: float | None
     discovery_p_value: float | None

@@ -207,30 +207,80 @@ def _likely_mirrorings(similarity: Array) -> tuple[Array, Array]:
 class UnionNeighbors:
     """Each sample's nearest image among training and held-out images together, found blind to which is which.
 
+    There is one row for each of two views, features and coarse voxels, because a view that is blind to what a generator
+    copies must not be the only one that is asked: that of features may not see the copies of one whose samples are
+    still blurred, nor that of voxels those of one that recolours.
+
     Attributes:
-        group: Group of the nearest image, one integer per group of the union, `[n]`.
-        is_training: Whether that group is a training group, `[n]`.
-        weight: How much like a copy the sample is of that image, in [0, 1], `[n]`: the squared positive part of its
-            copy-likeness among the union, so that a sample that is near to everyone counts for little.
+        group: Group of the nearest image, one integer per group of the union, `[2, n]`.
+        is_training: Whether that group is a training group, `[2, n]`.
+        likeness: How much like a copy the sample is of that image, in [0, 1], `[2, n]`: the positive part of its
+            copy-likeness among the union, so that a sample that is near to everyone is like a copy of no one.
     """
 
     group: Array
     is_training: Array
-    weight: Array
+    likeness: Array
+
+    @property
+    def weight(self) -> Array:
+        """What each sample counts for in the permutation test, in [0, 1], `[2, n]`."""
+        squared: Array = np.square(self.likeness)
+        return squared
+
+    def copylike(self, usual: Array) -> tuple[Array, Array]:
+        """Return which samples are more like a copy of one patient than is usual, and of a training patient.
+
+        Args:
+            usual: What is usual in each view, `[2]`. Where both views exceed it, the one that exceeds it more tells the
+                patient.
+
+        Returns:
+            Whether the sample is like a copy, and whether the nearest patient is a training patient, `[n]` and `[n]`.
+        """
+        excess = self.likeness - usual[:, None]
+        telling = excess.argmax(axis=0)[None]
+        return excess.max(axis=0) > 0, np.take_along_axis(self.is_training, telling, axis=0)[0]
 
 
-def nearest_of_union(queries: Queries, training: Reference, heldout: Reference) -> UnionNeighbors:
-    """Return each sample's nearest image among training and held-out images, in the feature view.
+def nearest_of_union(
+    queries: Queries, training: Reference, heldout: Reference, *, own: Array | None = None
+) -> UnionNeighbors:
+    """Return each sample's nearest image among training and held-out images, in two views.
 
     Groups of the two sets must be disjoint.
+
+    Args:
+        queries: The samples as vectors.
+        training: The training images.
+        heldout: The held-out images.
+        own: Where the samples are held-out images themselves, the code of each one's group, `[n]`, which is passed
+            over.
     """
+    rows = [
+        _nearest_in_view(vectors, name, queries, training, heldout, own=own)
+        for name, vectors in ((FEATURE, queries.feature), (COARSE, queries.coarse))
+    ]
+    group, likeness = (np.stack(of_views) for of_views in zip(*rows, strict=True))
+    return UnionNeighbors(group=group, is_training=group <= int(training.group_codes.max()), likeness=likeness)
+
+
+def _nearest_in_view(
+    vectors: Array, name: str, queries: Queries, training: Reference, heldout: Reference, *, own: Array | None
+) -> tuple[Array, Array]:
+    """Return the group of each sample's nearest image in one view, and how much like a copy of it the sample is."""
     similarity, groups = [], []
     first_code = 0
+    # One more for the nearest, and one for the group that is passed over.
+    wanted = _OTHERS + 1 + (own is not None)
     for reference in (training, heldout):
-        flat = queries.feature.reshape(-1, queries.feature.shape[2])
-        found, positions = reference.feature.search(flat, _OTHERS + 1, codes=reference.group_codes)
+        flat = vectors.reshape(-1, vectors.shape[2])
+        found, positions = reference.views[name].search(flat, wanted, codes=reference.group_codes)
         similarity.append(_side_by_side(found, queries))
-        groups.append(_side_by_side(reference.group_codes[positions] + first_code, queries))
+        codes = reference.group_codes[positions]
+        if reference is heldout and own is not None:
+            similarity[-1][_side_by_side(codes, queries) == own[:, None]] = -1.0
+        groups.append(_side_by_side(codes + first_code, queries))
         first_code += int(reference.group_codes.max()) + 1
     # The best of each group over its images and all mirrorings.
     best, group = merge_hits(
@@ -238,12 +288,7 @@ def nearest_of_union(queries: Queries, training: Reference, heldout: Reference) 
     )
     distance = np.sqrt(np.maximum(2 - 2 * best, 0))
     likeness = copy_likeness(torch.from_numpy(distance), torch.from_numpy(group)).numpy()
-    nearest = group[:, 0]
-    return UnionNeighbors(
-        group=nearest,
-        is_training=nearest <= int(training.group_codes.max()),
-        weight=np.square(np.clip(likeness, 0.0, 1.0)),
-    )
+    return group[:, 0], np.clip(likeness, 0.0, 1.0)
 
 
 def balanced_distances(queries: Queries, training: Reference, heldout: Reference) -> tuple[Array, Array]:

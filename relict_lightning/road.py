@@ -23,7 +23,7 @@ from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.index import Reference
 from relict_lightning.look_matching import match_look
 from relict_lightning.planting import PlantedCopies, plant_copies
-from relict_lightning.retrieval import make_queries, retrieve
+from relict_lightning.retrieval import make_queries, nearest_of_union, retrieve
 from relict_lightning.segmenters import label_maps
 from relict_lightning.self_test import SelfTest, evaluate_self_test
 from relict_lightning.usual import Usual
@@ -132,9 +132,11 @@ class Road:
             of_planted = self._look_at_altered(planted.images, planted.label_maps)
             rule = choose_rule(of_planted.likeness.by_measure, likeness, rule.columns, kinds=planted.alteration)
             self_test = self._evaluated(planted, of_planted, likeness, rule, fdr=fdr)
+        union = nearest_of_union(look.queries, self.training, heldout, own=heldout.group_codes[positions])
         return Control(
             likeness=likeness,
             distance_to_training=look.distance_to_training[~is_leak],
+            union_likeness=union.likeness[:, ~is_leak],
             leaks=leaks,
             rule=rule,
             self_test=self_test,

@@ -47,6 +47,8 @@ def logged_values(result: DetectionResult, *, state: RunState, costs: Mapping[st
             "onset": float(state is RunState.ONSET),
         }
         values |= {f"replica_rate_{level}": rate.value for level, rate in result.level_rates.items()}
+    if result.leaning_rate is not None:
+        values |= {"leaning_rate": result.leaning_rate.value, "leaning_rate_low": result.leaning_rate.low}
     if result.memorization_p_value is not None:
         values["memorization_p_value"] = result.memorization_p_value
     values |= costs

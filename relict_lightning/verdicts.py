@@ -15,6 +15,7 @@ from relict_lightning.functional import (
     closer_to_training_share,
     ct_score,
     estimate_rate,
+    leaning_rate,
     memorization_p_value,
     neighbor_ratio_fraction,
     self_similarity,
@@ -47,6 +48,7 @@ def conclude_without_control(look: Look, training: Reference, *, fdr: float) -> 
         fdr=fdr,
         control_scores=(),
         p_value_model=None,
+        leaning_rate=None,
         memorization_p_value=None,
         attainable_p_value=None,
         discovery_p_value=None,
@@ -92,7 +94,11 @@ def conclude(
     balanced = balanced_distances(look.queries, training, heldout)
     training_groups, heldout_groups = (int(reference.group_codes.max()) + 1 for reference in (training, heldout))
     split = {"training_groups": training_groups, "total_groups": training_groups + heldout_groups}
-    group = torch.from_numpy(union.group)
+    # A sample stands there once for each view, and the sum of all is tested.
+    group, weight, is_training = (
+        torch.from_numpy(of_views.ravel()) for of_views in (union.group, union.weight, union.is_training)
+    )
+    is_copylike, of_training = map(torch.from_numpy, union.copylike(control.usual_union_likeness))
     nearer = closer_to_training_share(*(torch.from_numpy(distance) for distance in balanced))
     matches = torch.tensor([verdict.match for verdict in verdicts], dtype=torch.long)
     ct = ct_score(torch.from_numpy(look.distance_to_training), torch.from_numpy(control.distance_to_training))
@@ -106,10 +112,9 @@ def conclude(
         fdr=fdr,
         control_scores=tuple(float(score) for score in calibrated.control_scores),
         p_value_model="conformal with tail" if calibrated.extrapolates else "conformal",
-        memorization_p_value=memorization_p_value(
-            torch.from_numpy(union.weight), group, is_training=torch.from_numpy(union.is_training), **split
-        ),
-        attainable_p_value=attainable_memorization_p_value(torch.from_numpy(union.weight), group, **split),
+        leaning_rate=leaning_rate(is_copylike, of_training, **split),
+        memorization_p_value=memorization_p_value(weight, group, is_training=is_training, **split),
+        attainable_p_value=attainable_memorization_p_value(weight, group, **split),
         discovery_p_value=simes_p_value(torch.from_numpy(calibrated.p_values)),
         measures={
             **_measures(look, verdicts),

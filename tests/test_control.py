@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -107,11 +109,28 @@ def _control(likeness, *, leaks=(), self_test=None, seconds=0.0):
     return Control(
         likeness=likeness,
         distance_to_training=np.arange(float(len(likeness))),
+        union_likeness=np.random.default_rng(1).random((2, len(likeness))),
         leaks=leaks,
         rule=rule,
         self_test=self_test,
         seconds=seconds,
     )
+
+
+def test_what_is_usual_among_the_union_is_exceeded_by_one_in_twenty_in_both_views_together():
+    likeness = np.stack([np.random.default_rng(0).permutation(400), np.random.default_rng(1).permutation(400)])
+
+    usual = replace(_control(np.zeros((400, 1))), union_likeness=likeness).usual_union_likeness
+
+    # One in forty in each view: of 400 patients, 389 to 399 in one order and in another.
+    assert ((likeness > usual[:, None]).sum(axis=1) == [9, 9]).all()
+    assert 9 <= (likeness > usual[:, None]).any(axis=0).sum() <= 20
+
+
+def test_of_few_patients_the_largest_is_usual():
+    control = _control(np.zeros((7, 1)))
+
+    np.testing.assert_array_equal(control.usual_union_likeness, control.union_likeness.max(axis=1))
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -123,6 +142,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
     np.testing.assert_array_equal(again.likeness, control.likeness)
     np.testing.assert_array_equal(again.distance_to_training, control.distance_to_training)
+    np.testing.assert_array_equal(again.union_likeness, control.union_likeness)
     assert again.leaks == (1, 4)
     assert (again.rule, again.self_test, again.seconds) == (control.rule, SELF_TEST, 1.5)
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from relict_lightning.index import coarse_view, feature_view, label_view
 from relict_lightning.retrieval import (
+    UnionNeighbors,
     _likely_mirrorings,
     balanced_distances,
     make_queries,
@@ -180,16 +181,16 @@ def test_samples_do_not_influence_each_others_hits():
     assert alone.training.tolist() == together.training[together.sample == 3].tolist()
 
 
-def _brute_force(samples, images, groups):
+def _brute_force(view, samples, images, groups, own=None):
     """Name of the nearest group and the weight of each sample, over the best image and mirroring of each group."""
-    unit = feature_view(nn.Flatten(), images).double()
+    unit = view(images).double()
     nearest, weights = [], []
-    for sample in samples:
+    for position, sample in enumerate(samples):
         entries = []
         for axes in ((), (1,), (2,)):
-            vector = feature_view(nn.Flatten(), sample.flip(axes)[None]).double()[0]
+            vector = view(sample.flip(axes)[None]).double()[0]
             entries += [(float((vector - other).norm()), group) for other, group in zip(unit, groups, strict=True)]
-        entries.sort()
+        entries = sorted(entry for entry in entries if own is None or entry[1] != own[position])
         others = list({group: distance for distance, group in reversed(entries) if group != entries[0][1]}.values())
         others = sorted(others)[:5]
         nearest.append(entries[0][1])
@@ -211,15 +212,47 @@ def test_the_nearest_of_the_union_is_that_of_all_pairs(m, h, training_patients, 
     groups = _groups(seed, m, training_patients)
     heldout_groups = [f"held-out {group}" for group in _groups(seed + 1, h, heldout_patients)]
     stored = torch.cat([_stored(training), _stored(heldout)])
-    nearest, weights = _brute_force(samples, stored, groups + heldout_groups)
     references = _reference(training, groups), _reference(heldout, heldout_groups, "held-out")
     names = list(dict.fromkeys(groups)) + list(dict.fromkeys(heldout_groups))
 
     union = nearest_of_union(_queries(samples), *references)
 
-    assert [names[code] for code in union.group] == nearest
-    assert union.is_training.tolist() == [name in groups for name in nearest]
-    np.testing.assert_allclose(union.weight, weights, atol=1e-4)
+    for row, view in enumerate((_features, coarse_view)):
+        nearest, weights = _brute_force(view, samples, stored, groups + heldout_groups)
+        assert [names[code] for code in union.group[row]] == nearest
+        assert union.is_training[row].tolist() == [name in groups for name in nearest]
+        np.testing.assert_allclose(union.weight[row], weights, atol=1e-4)
+
+
+def test_a_heldout_image_passes_over_all_images_of_its_own_patient():
+    training, heldout = _images(20, 0), _images(30, 1)
+    heldout[5] = heldout[4] + 0.01 * heldout[5]
+    groups = [f"patient {number}" for number in range(20)]
+    heldout_groups = [f"held-out {number // 2}" for number in range(30)]
+    references = _reference(training, groups), _reference(heldout, heldout_groups, "held-out")
+
+    union = nearest_of_union(_queries(heldout), *references, own=references[1].group_codes)
+
+    stored = torch.cat([_stored(training), _stored(heldout)])
+    for row, view in enumerate((_features, coarse_view)):
+        nearest, weights = _brute_force(view, heldout, stored, groups + heldout_groups, own=heldout_groups)
+        names = list(dict.fromkeys(groups)) + list(dict.fromkeys(heldout_groups))
+        assert [names[code] for code in union.group[row]] == nearest
+        np.testing.assert_allclose(union.weight[row], weights, atol=1e-4)
+
+
+def test_the_view_that_exceeds_what_is_usual_more_tells_the_patient():
+    union = UnionNeighbors(
+        group=np.array([[0, 0, 0, 0], [9, 9, 9, 9]]),
+        is_training=np.array([[True] * 4, [False] * 4]),
+        likeness=np.array([[0.5, 0.3, 0.4, 0.3], [0.2, 0.2, 0.3, 0.2]]),
+    )
+
+    is_copylike, is_training = union.copylike(np.array([0.3, 0.1]))
+
+    assert is_copylike.tolist() == [True, True, True, True]
+    assert is_training.tolist() == [True, False, False, False]
+    assert not union.copylike(np.array([0.5, 0.3]))[0].any()
 
 
 def test_weights_and_neighbours_are_blind_to_which_set_is_the_training_set():
@@ -234,7 +267,8 @@ def test_weights_and_neighbours_are_blind_to_which_set_is_the_training_set():
 
     union, swapped = nearest_of_union(_queries(samples), a, b), nearest_of_union(_queries(samples), b, a)
 
-    assert [names[code] for code in union.group] == [swapped_names[code] for code in swapped.group]
+    for row in range(2):
+        assert [names[code] for code in union.group[row]] == [swapped_names[code] for code in swapped.group[row]]
     np.testing.assert_array_equal(union.weight, swapped.weight)
     np.testing.assert_array_equal(union.is_training, ~swapped.is_training)
 
@@ -271,4 +305,4 @@ def test_a_sample_that_is_near_to_everyone_or_to_no_one_has_no_weight():
 
     union = nearest_of_union(_queries(torch.zeros(2, 1, 6, 5)), *references)
 
-    assert union.weight.tolist() == [0, 0]
+    assert union.weight.tolist() == [[0, 0], [0, 0]]

@@ -12,6 +12,7 @@ from relict_lightning.encoders import GradientEncoder
 from relict_lightning.evidence import Evidence, Look, judge
 from relict_lightning.functional import benjamini_hochberg, simes_p_value, tail_p_value
 from relict_lightning.results import LEVELS
+from relict_lightning.retrieval import nearest_of_union
 from relict_lightning.segmenters import IntensitySegmenter, label_maps
 from relict_lightning.testing import simulate_heads
 from relict_lightning.verdicts import conclude, conclude_without_control
@@ -39,9 +40,11 @@ def scene():
     training = _reference(images[:12], "training", [f"patient {position}" for position in range(12)])
     heldout = _reference(images[12:52], "held-out", [f"other {position}" for position in range(40)])
     of_heldout = _look(images[12:52], training)
+    union = nearest_of_union(of_heldout.queries, training, heldout, own=heldout.group_codes)
     control = Control(
         likeness=of_heldout.likeness.by_measure,
         distance_to_training=of_heldout.distance_to_training,
+        union_likeness=union.likeness,
         leaks=(),
         rule=Rule(columns=of_heldout.likeness.columns),
         self_test=None,
@@ -68,6 +71,24 @@ def test_the_rate_counts_the_replicas(result):
     assert (result.replica_rate.successes, result.replica_rate.trials) == (3, 8)
     assert result.replica_rate.low < 3 / 8 < result.replica_rate.high
     assert result.measures["unique_training_images_replicated"] == 2
+
+
+def test_copies_lean_and_new_patients_do_not(result):
+    assert (result.leaning_rate.successes, result.leaning_rate.trials) == (3, 8)
+
+
+def test_samples_that_lean_towards_heldout_patients_are_chance_and_take_as_many_off(scene):
+    _, training, heldout, control = scene
+    # 12 training and 40 held-out patients: two that lean towards the latter take 0.6 off.
+    images = torch.from_numpy(heldout.fetch_volumes(np.array([3, 9])))
+
+    towards_heldout = conclude(_look(images, training), training, heldout=heldout, control=control, fdr=FDR)
+    originals = torch.from_numpy(training.fetch_volumes(np.array([4, 7])))
+    of_both = _look(torch.cat([originals, images]), training)
+    mixed = conclude(of_both, training, heldout=heldout, control=control, fdr=FDR)
+
+    assert towards_heldout.leaning_rate.successes == 0
+    assert mixed.leaning_rate.successes == 1
 
 
 def test_verdicts_are_the_discoveries_among_their_p_values(result):
@@ -147,7 +168,8 @@ def test_without_a_control_there_are_matches_and_no_verdicts(scene):
     assert [verdict.match for verdict in result.verdicts[:3]] == [4, 4, 7]
     assert all(math.isnan(verdict.p_value) and math.isnan(verdict.score) for verdict in result.verdicts)
     assert not any(verdict.is_replica for verdict in result.verdicts)
-    assert (result.replica_rate, result.memorization_p_value, result.discovery_p_value) == (None, None, None)
+    assert (result.replica_rate, result.leaning_rate) == (None, None)
+    assert (result.memorization_p_value, result.discovery_p_value) == (None, None)
     assert (result.level_rates, result.control_scores) == ({}, ())
     assert set(result.measures) == {"neighbor_ratio_fraction", "max_similarity", "self_similarity"}
 

@@ -13,7 +13,7 @@ def advice(best: KeptCheckpoint | None, tried: Sequence[KeptCheckpoint], onset_r
     Args:
         best: The checkpoint to go back to, if there is one.
         tried: The checkpoints of which fresh samples were drawn, in that order; none where that was not asked for.
-        onset_rate: The replica rate at onset.
+        onset_rate: The rate that onset was shown by.
     """
     if best is None:
         if tried:
@@ -41,7 +41,8 @@ def _verified(best: KeptCheckpoint) -> str:
     verification = best.verification
     if verification is None or verification.finding is Finding.FAILED:
         return f" It could not be verified: {verification.failure if verification else 'nothing was drawn'}."
-    rates = f"fresh samples {verification.fresh}, with the first ones {verification.pooled}"
+    leaning = "" if verification.leaning is None else f", and {verification.leaning} lean towards training patients"
+    rates = f"fresh samples {verification.fresh}, with the first ones {verification.pooled}{leaning}"
     if verification.finding is Finding.CLEAN:
         return f" Verified: {rates}."
     return (
@@ -55,4 +56,5 @@ def _describe(checkpoint: KeptCheckpoint) -> str:
     if verification is None or verification.fresh is None:
         return f"step {checkpoint.step}, not verified ({verification.failure if verification else 'not drawn'})"
     made = {Finding.COPIES: "makes copies", Finding.CLEAN: "clean"}.get(verification.finding, "undecided")
-    return f"step {checkpoint.step}, {made}: {verification.fresh}, with the first ones {verification.pooled}"
+    said = f"step {checkpoint.step}, {made}: {verification.fresh}, with the first ones {verification.pooled}"
+    return said if verification.leaning is None else f"{said}, and {verification.leaning} lean"

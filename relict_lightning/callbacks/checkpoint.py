@@ -47,11 +47,12 @@ class MemorizationCheckpoint(Checkpoint):
     unless it is worse. A checkpoint is written before an older one is removed. One that cannot be written is warned of,
     and training goes on with those that were kept before.
 
-    At onset it names the newest checkpoint whose whole interval lies below the rate at onset, one without any replica
-    before one with some, and one without leaning before one with it. That choice flatters the checkpoint, so it is
-    verified right then: its weights are loaded, samples that no evaluation has seen are drawn and checked, and the
-    training's own weights are put back bit by bit. Where the fresh samples do not find it clean, the next older one is
-    tried. This costs one evaluation for each one that is tried, and training goes on as if nothing had looked.
+    At onset it names the newest checkpoint whose whole interval lies below the rate that onset was shown by, one
+    without any replica before one with some, and one without leaning before one with it. That choice flatters the
+    checkpoint, so it is verified right then: its weights are loaded, samples that no evaluation has seen are drawn and
+    checked, and the training's own weights are put back bit by bit. Where the fresh samples do not find it clean, the
+    next older one is tried. This costs one evaluation for each one that is tried, and training goes on as if nothing
+    had looked.
 
     Of several monitors it follows the one without a name, or else the first. Each `fit` starts afresh, and one with
     `ckpt_path` goes on with the checkpoints of the run that it resumes.
@@ -254,16 +255,16 @@ class MemorizationCheckpoint(Checkpoint):
             return
         self._advised = True
         tried = self._try_out(trainer, pl_module, monitor, onset) if self.verify else []
-        self.best = choose_of_tried(tried) if tried else choose(self.kept, onset.replica_rate)
+        self.best = choose_of_tried(tried) if tried else choose(self.kept, onset.shown_rate)
         monitor.rollback = self.best
-        rank_zero_info(advice(self.best, tried, onset.replica_rate))
+        rank_zero_info(advice(self.best, tried, onset.shown_rate))
 
     def _try_out(
         self, trainer: Trainer, pl_module: LightningModule, monitor: ReplicaMonitor, onset: Onset
     ) -> list[KeptCheckpoint]:
         """Verify the checkpoint to go back to, then older ones until one is clean; return those that were tried."""
         tried: list[KeptCheckpoint] = []
-        candidate = choose(self.kept, onset.replica_rate)
+        candidate = choose(self.kept, onset.shown_rate)
         while candidate is not None:
             position = self.kept.index(candidate)
             verification = self._verify(trainer, pl_module, monitor, onset, candidate)
@@ -271,7 +272,7 @@ class MemorizationCheckpoint(Checkpoint):
             tried.append(self.kept[position])
             if tried[-1].is_verified:
                 break
-            candidate = choose(self.kept[:position], onset.replica_rate)
+            candidate = choose(self.kept[:position], onset.shown_rate)
         return tried
 
     def _verify(
@@ -307,7 +308,7 @@ class MemorizationCheckpoint(Checkpoint):
             # An error here goes on: training must not go on with weights that are not its own.
             load_weights(trainer, pl_module, own)
             self._own_weights = None
-        return judge(checkpoint.replica_rate, result, onset, tolerance=monitor.tolerance)
+        return judge(checkpoint.replica_rate, result, onset, tolerance=monitor.tolerance, alpha=monitor.alpha)
 
     # State ------------------------------------------------------------------------------------------------------
 

@@ -78,13 +78,13 @@ def thin_out(kept: Sequence[KeptCheckpoint], *, keep: int) -> list[KeptCheckpoin
 def choose(kept: Sequence[KeptCheckpoint], onset_rate: RateEstimate) -> KeptCheckpoint | None:
     """Return the checkpoint to go back to, by the rates measured in training.
 
-    It is the newest whose whole interval lies below the rate at onset, in which no replica was found, and whose samples
-    do not lean towards training patients. Where there is none of that kind, the last wish is dropped, then the one
-    before it. Where no interval lies below, it is the newest of the best bounded ones.
+    It is the newest whose whole interval lies below the rate that onset was shown by, in which no replica was found,
+    and whose samples do not lean towards training patients. Where there is none of that kind, the last wish is dropped,
+    then the one before it. Where no interval lies below, it is the newest of the best bounded ones.
 
     Args:
         kept: Checkpoints from before onset, oldest first.
-        onset_rate: The replica rate at onset.
+        onset_rate: The rate that onset was shown by.
     """
     below = [checkpoint for checkpoint in kept if checkpoint.replica_rate.high < onset_rate.low]
     clean = [checkpoint for checkpoint in below if not checkpoint.replica_rate.successes] or below

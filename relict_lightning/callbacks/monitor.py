@@ -28,9 +28,17 @@ from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, DrawingInterrupted, RelictWarning, SamplerError
 from relict_lightning.interfaces import Sampler
-from relict_lightning.onset import Forecast, Onset, OnsetDetector, RunState, WatchReason, rate_to_primitives
+from relict_lightning.onset import (
+    Forecast,
+    Onset,
+    OnsetDetector,
+    RunState,
+    WatchReason,
+    rate_from_primitives,
+    rate_to_primitives,
+)
 from relict_lightning.report import write_report
-from relict_lightning.results import DetectionResult, Evaluation, MatchedPair, RateEstimate
+from relict_lightning.results import DetectionResult, Evaluation, MatchedPair
 from relict_lightning.samplers import resolve_sampler
 from relict_lightning.tracking import logged_values, with_prefix, write_alert, write_pairs, write_scalars
 
@@ -563,7 +571,7 @@ class ReplicaMonitor(Callback):
             Evaluation(
                 step=evaluation["step"],
                 epoch=evaluation["epoch"],
-                replica_rate=evaluation["replica_rate"] and RateEstimate(**evaluation["replica_rate"]),
+                replica_rate=rate_from_primitives(evaluation["replica_rate"]),
                 measures=evaluation["measures"],
                 context=evaluation["context"],
             )

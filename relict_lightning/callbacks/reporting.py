@@ -14,6 +14,7 @@ def onset_summary(onset: Onset | None, best: KeptCheckpoint | None) -> OnsetSumm
         epoch=onset.epoch,
         reason=onset.grounds,
         replica_rate=onset.replica_rate,
+        leaning_rate=onset.leaning_rate,
         p_value=onset.p_value,
         alpha_spent=onset.level,
         checkpoint_path=None if best is None else best.path,

@@ -46,7 +46,7 @@ def write_checkpoint_report(path: str | Path, *, checkpoint: str | Path, monitor
         keeper.load_state_dict(states[keeper_key])
         # Once there was advice there is no other choice, also where it was that none is safe.
         advised = states[keeper_key]["advised"]
-        best = keeper.best if advised else choose(keeper.kept, watched.onset.replica_rate)
+        best = keeper.best if advised else choose(keeper.kept, watched.onset.shown_rate)
     last = watched.history[-1]
     return write_report(
         path,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relict_lightning.functional import estimate_rate
-from relict_lightning.onset import Onset, rate_to_primitives
+from relict_lightning.onset import Onset, rate_from_primitives, rate_to_primitives
 from relict_lightning.results import DetectionResult, RateEstimate
 
 
@@ -32,12 +32,15 @@ class Verification:
         fresh: The replica rate of the fresh samples; None where it failed.
         pooled: The rate of the fresh samples and those of the first evaluation together; None where it failed.
         failure: What failed; empty where nothing did.
+        leaning: The share of the fresh samples that lean towards a training patient, where that share and the
+            permutation test show it; None otherwise.
     """
 
     finding: Finding
     fresh: RateEstimate | None = None
     pooled: RateEstimate | None = None
     failure: str = ""
+    leaning: RateEstimate | None = None
 
 
 def pool(first: RateEstimate, second: RateEstimate) -> RateEstimate:
@@ -45,20 +48,25 @@ def pool(first: RateEstimate, second: RateEstimate) -> RateEstimate:
     return estimate_rate(first.successes + second.successes, first.trials + second.trials, confidence=first.confidence)
 
 
-def judge(first: RateEstimate, result: DetectionResult, onset: Onset, *, tolerance: float) -> Verification:
+def judge(
+    first: RateEstimate, result: DetectionResult, onset: Onset, *, tolerance: float, alpha: float
+) -> Verification:
     """Return what fresh samples say of a checkpoint.
 
-    It is clean if three things hold: the upper bound of the pooled rate lies below the lower bound of the rate at
-    onset, neither the fresh nor the pooled rate is sure to exceed `tolerance`, and neither of the two tests that can
-    establish an onset passes with the fresh samples at the level of the onset. It makes copies if the fresh samples
-    alone would have established an onset there. All else is undecided: too few samples, replicas without evidence, or
-    samples that lean towards training patients without copying them.
+    It is clean if four things hold: the upper bound of the pooled rate lies below the lower bound of the rate that
+    onset was shown by; neither the fresh nor the pooled rate is sure to exceed `tolerance`; neither of the two tests
+    that can establish an onset passes with the fresh samples at the level of the onset; and it is not so that the
+    permutation test passes at `alpha` while samples lean in a share that is sure to exceed `tolerance`. It makes copies
+    if replicas among the fresh samples alone would have established an onset there. All else is undecided: too few
+    samples, replicas without evidence, or samples that lean towards training patients.
 
     Args:
         first: The replica rate that the checkpoint was chosen by.
         result: What the detector found of the fresh samples.
         onset: The onset.
         tolerance: Replica rate that is put up with.
+        alpha: Level of the test for leaning. It is made once for a checkpoint that is tried, and passing it by chance
+            only means to go back further.
     """
     fresh = result.replica_rate
     if fresh is None:
@@ -66,13 +74,17 @@ def judge(first: RateEstimate, result: DetectionResult, onset: Onset, *, toleran
     pooled = pool(first, fresh)
     p_values = (result.memorization_p_value, result.discovery_p_value)
     passes = any(p_value is not None and p_value <= onset.level for p_value in p_values)
+    leaning = result.leaning_rate
+    if leaning is not None and (leaning.low <= tolerance or (result.memorization_p_value or 0.0) > alpha):
+        leaning = None
+    is_low = max(fresh.low, pooled.low) <= tolerance and pooled.high < onset.shown_rate.low
     if passes and fresh.low > tolerance:
         finding = Finding.COPIES
-    elif not passes and max(fresh.low, pooled.low) <= tolerance and pooled.high < onset.replica_rate.low:
+    elif not passes and leaning is None and is_low:
         finding = Finding.CLEAN
     else:
         finding = Finding.UNDECIDED
-    return Verification(finding=finding, fresh=fresh, pooled=pooled)
+    return Verification(finding=finding, fresh=fresh, pooled=pooled, leaning=leaning)
 
 
 def verification_to_primitives(verification: Verification) -> dict[str, Any]:
@@ -82,6 +94,7 @@ def verification_to_primitives(verification: Verification) -> dict[str, Any]:
         "fresh": verification.fresh and rate_to_primitives(verification.fresh),
         "pooled": verification.pooled and rate_to_primitives(verification.pooled),
         "failure": verification.failure,
+        "leaning": verification.leaning and rate_to_primitives(verification.leaning),
     }
 
 
@@ -89,7 +102,8 @@ def verification_from_primitives(state: Mapping[str, Any]) -> Verification:
     """Return the verification that `verification_to_primitives` wrote down."""
     return Verification(
         finding=Finding(state["finding"]),
-        fresh=state["fresh"] and RateEstimate(**state["fresh"]),
-        pooled=state["pooled"] and RateEstimate(**state["pooled"]),
+        fresh=rate_from_primitives(state["fresh"]),
+        pooled=rate_from_primitives(state["pooled"]),
         failure=state["failure"],
+        leaning=rate_from_primitives(state.get("leaning")),
     )

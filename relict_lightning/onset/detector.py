@@ -2,7 +2,9 @@
 
 The promise: over a whole run, however long, a model whose samples do not depend on which patients it was trained on is
 declared to memorize with probability at most `alpha`. A model that overfits leans towards its training patients before
-it copies any, and the test sees that too; so onset needs replicas besides, in more than `tolerance` of the samples.
+it copies any, and the test sees that too; so onset needs a share of the samples besides that is sure to exceed
+`tolerance`: replicas, or, where the permutation test passes, samples that lean towards one training patient
+(`leaning_rate`). For the first copies are often too blurred to be named one by one, while so many are no chance.
 Each evaluation is tested at a level of its own, and all levels sum to `alpha` (alpha spending; a union bound, so it
 holds whatever the dependence between evaluations).
 
@@ -103,7 +105,7 @@ class OnsetDetector:
         self._pending: Onset | None = None
         self._passed = 0
         self._conformal: list[float] = []
-        # Step, replicas and samples of each evaluation, for the forecast.
+        # Step, copies and samples of each evaluation, for the forecast.
         self._counts: list[tuple[int, int, int]] = []
         self._trends: dict[str, list[float]] = {_SHARE: [], _SIMILARITY: []}
 
@@ -150,7 +152,9 @@ class OnsetDetector:
         passed = self._spend(result)
         if self.onset is not None:
             return None
-        if passed and rate.low > self.tolerance:
+        leaning = _shown_leaning(result, passed)
+        has_replicas = rate.low > self.tolerance
+        if passed and (has_replicas or (leaning is not None and leaning.low > self.tolerance)):
             evidence, p_value, level = passed[0]
             self._pending = self._pending or Onset(
                 step=step,
@@ -161,6 +165,7 @@ class OnsetDetector:
                 level=level,
                 replica_rate=rate,
                 confirmed_step=step,
+                leaning_rate=None if has_replicas else leaning,
             )
             self._passed += 1
             if self._passed >= self.patience:
@@ -169,7 +174,7 @@ class OnsetDetector:
                 return self.onset
         else:
             self._pending, self._passed = None, 0
-        self._foresee(rate, step=step)
+        self._foresee(max(rate, leaning or rate, key=lambda each: each.successes), step=step)
         self._watch_over(result, passed=passed)
         return None
 
@@ -189,7 +194,7 @@ class OnsetDetector:
         return [(kind, p_value, level) for kind, p_value, level in tests if p_value is not None and p_value <= level]
 
     def _foresee(self, rate: RateEstimate, *, step: int) -> None:
-        """Take the replicas in, and forecast onset from all so far."""
+        """Take a count of copies in, and forecast onset from all so far."""
         # A run that goes back to an earlier step counts again what it counted before.
         if self._counts and step <= self._counts[-1][0]:
             return
@@ -213,9 +218,11 @@ class OnsetDetector:
             )
         if passed:
             kind, p_value, level = passed[0]
+            leaning = _shown_leaning(result, passed)
             return WatchReason.RATE_WITHIN_TOLERANCE, (
                 f"The {kind.value} test passed (p-value {p_value:.2g}, {level:.2g} allowed), but a replica rate of "
-                f"{result.replica_rate} is not shown to exceed the tolerated {self.tolerance:g}."
+                f"{result.replica_rate} is not shown to exceed the tolerated {self.tolerance:g}"
+                + (f", nor a share of {leaning} that leans towards one training patient." if leaning else ".")
             )
         # Half of the level each, so that both together have it.
         p_values = [p for p in (result.memorization_p_value, result.discovery_p_value) if p is not None]
@@ -273,3 +280,9 @@ class OnsetDetector:
         self.watch, self.watch_reason = watch and WatchReason(watch), state.get("watch_reason")
         self.forecast = forecast and Forecast(**forecast)
         self.forecasts = [Forecast(**each) for each in state.get("forecasts", ())]
+
+
+def _shown_leaning(result: DetectionResult, passed: list[_Passed]) -> RateEstimate | None:
+    """Return the share of samples that lean, where the permutation test has shown that they do."""
+    shown = any(kind is EvidenceKind.PERMUTATION for kind, _, _ in passed)
+    return result.leaning_rate if shown else None

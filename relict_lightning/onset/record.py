@@ -42,6 +42,8 @@ class Onset:
         p_value: The p-value.
         level: The level that it was tested at, out of the half of `alpha` that this kind of evidence has.
         replica_rate: The replica rate then.
+        leaning_rate: The share of samples that leant towards a training patient beyond chance, where that share
+            established the onset and the replica rate did not; None otherwise.
         confirmed_step: Step of the evaluation that confirmed it; that of the onset where one evaluation was enough.
     """
 
@@ -53,6 +55,12 @@ class Onset:
     level: float
     replica_rate: RateEstimate
     confirmed_step: int
+    leaning_rate: RateEstimate | None = None
+
+    @property
+    def shown_rate(self) -> RateEstimate:
+        """The rate that exceeded the tolerance: that of replicas, or else of samples that lean."""
+        return self.leaning_rate or self.replica_rate
 
     @property
     def grounds(self) -> str:
@@ -62,17 +70,20 @@ class Onset:
     @property
     def reason(self) -> str:
         """The whole reason in one sentence."""
+        leaning = ""
+        if self.leaning_rate is not None:
+            leaning = f", but {self.leaning_rate} of the samples lean towards a training patient, too blurred to name"
         confirmed = "" if self.confirmed_step == self.step else f", confirmed at step {self.confirmed_step}"
         return (
             f"Memorization onset at step {self.step} (epoch {self.epoch}){confirmed}: replica rate "
-            f"{self.replica_rate}; {self.evidence.value} p-value {self.p_value:.2g} at evaluation {self.evaluation}, "
-            f"where {self.level:.2g} was allowed, {self.evidence.assumption}."
+            f"{self.replica_rate}{leaning}; {self.evidence.value} p-value {self.p_value:.2g} at evaluation "
+            f"{self.evaluation}, where {self.level:.2g} was allowed, {self.evidence.assumption}."
         )
 
 
 def onset_to_primitives(onset: Onset) -> dict[str, Any]:
     """Return an onset as a dictionary of primitives."""
-    return {**asdict(onset), "evidence": onset.evidence.value, "replica_rate": rate_to_primitives(onset.replica_rate)}
+    return {**asdict(onset), "evidence": onset.evidence.value}
 
 
 def onset_from_primitives(state: Mapping[str, Any]) -> Onset:
@@ -83,6 +94,7 @@ def onset_from_primitives(state: Mapping[str, Any]) -> Onset:
         **state,
         "evidence": EvidenceKind(state["evidence"]),
         "replica_rate": RateEstimate(**state["replica_rate"]),
+        "leaning_rate": rate_from_primitives(state.get("leaning_rate")),
     }
     return Onset(**known)
 
@@ -90,3 +102,8 @@ def onset_from_primitives(state: Mapping[str, Any]) -> Onset:
 def rate_to_primitives(rate: RateEstimate) -> dict[str, float | int]:
     """Return a rate as a dictionary of primitives, from which `RateEstimate(**...)` makes it again."""
     return asdict(rate)
+
+
+def rate_from_primitives(state: Mapping[str, Any] | None) -> RateEstimate | None:
+    """Return the rate that `rate_to_primitives` made a dictionary of; None for None."""
+    return None if state is None else RateEstimate(**state)

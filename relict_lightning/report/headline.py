@@ -120,7 +120,7 @@ def audit_headline(evaluation: Evaluation) -> Headline:
 
 def _onset_headline(onset: OnsetSummary) -> Headline:
     """Return the result of a run that memorizes."""
-    rate = onset.replica_rate
+    rate, leaning = onset.replica_rate, onset.leaning_rate
     details = [
         f"{rate.successes} of {rate.trials} samples were declared replicas. "
         f"Evidence: {onset.reason.rstrip('.')}; {_p_equals(onset.p_value)}, at a threshold of "
@@ -133,11 +133,18 @@ def _onset_headline(onset: OnsetSummary) -> Headline:
         earlier = onset.checkpoint_rate
         measured = "" if earlier is None else f". Replicas there: {rate_in_words(earlier)}"
         details.append(f"Checkpoint to return to: {onset.checkpoint_path}{saved}{measured}.")
+    if leaning is not None:
+        details.insert(
+            0,
+            "A sample that leans is nearer to one training patient than new patients are to anybody, and chance would "
+            "make as many lean towards held-out patients. Single ones are too blurred to be called replicas.",
+        )
+    shown, said = (rate, "are replicas") if leaning is None else (leaning, "lean towards a training patient")
     return Headline(
         status="onset",
         sentence=(
-            f"Memorization onset at step {onset.step} (epoch {onset.epoch}): {percent(rate.value)} of samples are "
-            f"replicas ({100 * rate.confidence:g} % interval {percent(rate.low)} to {percent(rate.high)})."
+            f"Memorization onset at step {onset.step} (epoch {onset.epoch}): {percent(shown.value)} of samples {said} "
+            f"({100 * shown.confidence:g} % interval {percent(shown.low)} to {percent(shown.high)})."
         ),
         details=tuple(details),
     )

@@ -154,6 +154,7 @@ def _columns(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[str]]]:
     columns.append(
         (f"{confidence} interval", [f"{percent(rate.low)} to {percent(rate.high)}" if rate else "–" for rate in rates])
     )
+    columns.append(("Leaning", [percent(value) for value in _measure(evaluations, "leaning_rate")]))
     columns.append(
         ("Memorization p-value", [rounded_p(value) for value in _measure(evaluations, "memorization_p_value")])
     )

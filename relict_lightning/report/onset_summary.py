@@ -15,6 +15,8 @@ class OnsetSummary:
         epoch: Epoch of the evaluation.
         reason: In words, which evidence decided and what it assumes.
         replica_rate: Replica rate at that evaluation.
+        leaning_rate: Share of the samples that lean towards a training patient, where that share and not the replica
+            rate established the onset; None otherwise.
         p_value: p-value that passed the threshold.
         alpha_spent: The threshold: the part of the run's false alarm probability spent on this evaluation.
         checkpoint_path: Last checkpoint before onset; None if there is none.
@@ -38,6 +40,7 @@ class OnsetSummary:
     replica_rate: RateEstimate
     p_value: float
     alpha_spent: float
+    leaning_rate: RateEstimate | None = None
     checkpoint_path: str | None = None
     checkpoint_step: int | None = None
     checkpoint_rate: RateEstimate | None = None

@@ -30,11 +30,18 @@ def _onset(successes: int = 24, *, step: int = 12) -> Onset:
     )  # fmt: skip
 
 
-def _result(successes: int, *, p_value: float = 0.5, discovery_p_value: float | None = 0.5) -> DetectionResult:
+def _leaning_onset(leaning: int) -> Onset:
+    return replace(_onset(0), leaning_rate=estimate_rate(leaning, 48))
+
+
+def _result(
+    successes: int, *, p_value: float = 0.5, discovery_p_value: float | None = 0.5, leaning: int | None = None
+) -> DetectionResult:
     return DetectionResult(
         verdicts=(), replica_rate=estimate_rate(successes, 48), level_rates={}, fdr=0.05, control_scores=(),
         p_value_model="conformal", memorization_p_value=p_value, attainable_p_value=None,
         discovery_p_value=discovery_p_value, measures={},
+        leaning_rate=None if leaning is None else estimate_rate(leaning, 48),
     )  # fmt: skip
 
 
@@ -73,15 +80,20 @@ def lucky(detector) -> Any:
         pytest.param(0, _result(24, p_value=1e-6), _onset(), Finding.COPIES, id="copies"),
         pytest.param(0, _result(24, discovery_p_value=1e-6), _onset(), Finding.COPIES, id="copies of few"),
         pytest.param(0, _result(0, p_value=1e-6), _onset(), Finding.UNDECIDED, id="leans without copies"),
+        pytest.param(0, _result(0, p_value=0.04, leaning=5), _onset(), Finding.UNDECIDED, id="five lean"),
+        pytest.param(0, _result(0, p_value=0.06, leaning=5), _onset(), Finding.CLEAN, id="five may lean by chance"),
+        pytest.param(0, _result(0, p_value=0.04, leaning=2), _onset(), Finding.CLEAN, id="two lean"),
         pytest.param(0, _result(5), _onset(), Finding.UNDECIDED, id="replicas without evidence"),
         # 0 of 96 is at most 3.8 %, and the rate at onset may be 1.3 %.
         pytest.param(0, _result(0), _onset(3), Finding.UNDECIDED, id="too few samples"),
+        pytest.param(0, _result(0), _leaning_onset(24), Finding.CLEAN, id="nothing, where others leant"),
+        pytest.param(0, _result(0), _leaning_onset(3), Finding.UNDECIDED, id="too few to tell from those that leant"),
         # 2 of 48 may be below 1 %, 4 of 96 not.
         pytest.param(2, _result(2), _onset(), Finding.UNDECIDED, id="too many together"),
     ],
 )
 def test_fresh_samples_find_a_checkpoint_clean_copying_or_neither(first, fresh, onset, finding):
-    verification = judge(estimate_rate(first, 48), fresh, onset, tolerance=0.01)
+    verification = judge(estimate_rate(first, 48), fresh, onset, tolerance=0.01, alpha=0.05)
 
     assert verification.finding is finding
     assert verification.fresh == fresh.replica_rate
@@ -108,7 +120,9 @@ def test_of_those_tried_the_clean_one_is_chosen_else_the_best_bounded_and_none_t
 
 
 def test_a_verified_checkpoint_is_written_down_and_read_again():
-    for checkpoint in (_tried(4, Finding.CLEAN, 1), _tried(4, Finding.FAILED)):
+    leant = _tried(4, Finding.UNDECIDED, 0)
+    leant = replace(leant, verification=replace(leant.verification, leaning=estimate_rate(5, 48)))
+    for checkpoint in (_tried(4, Finding.CLEAN, 1), _tried(4, Finding.FAILED), leant):
         assert from_primitives(to_primitives(checkpoint)) == checkpoint
 
 

@@ -33,6 +33,7 @@ def test_the_public_functions_are_these():
         "euclidean_similarity",
         "frechet_distance",
         "hausdorff_distance_95",
+        "leaning_rate",
         "local_normalized_cross_correlation",
         "matched_lesions",
         "maximum_samples",

@@ -10,6 +10,7 @@ from relict_lightning.functional import authenticity, ct_score
 from relict_lightning.metrics import (
     Authenticity,
     CtScore,
+    LeaningRate,
     MemorizationPValue,
     UniqueTrainingGroups,
     UniqueTrainingImages,
@@ -133,6 +134,7 @@ def test_one_match_in_two_batches_counts_once_and_samples_that_are_no_replicas_d
     [
         (lambda: Authenticity(confidence=0.0), r"confidence=0\.0"),
         (lambda: CtScore(min_share=1.0), r"min_share=1\.0"),
+        (lambda: LeaningRate(training_groups=4, total_groups=3), "training_groups=4 and total_groups=3"),
         (lambda: MemorizationPValue(training_groups=0, total_groups=3), "training_groups=0"),
         (lambda: MemorizationPValue(training_groups=4, total_groups=3), "training_groups=4 and total_groups=3"),
     ],

@@ -12,7 +12,14 @@ from scipy.stats import hypergeom
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional import estimate_rate
-from relict_lightning.onset import EvidenceKind, OnsetDetector, copies_to_decide, rate_to_primitives, spending_level
+from relict_lightning.onset import (
+    EvidenceKind,
+    OnsetDetector,
+    WatchReason,
+    copies_to_decide,
+    rate_to_primitives,
+    spending_level,
+)
 from relict_lightning.onset.spending import even_spending_level
 from relict_lightning.results import DetectionResult, RateEstimate, Transform, Verdict
 
@@ -28,7 +35,7 @@ VERDICT = Verdict(
 )
 
 
-def _result(*, permutation=1.0, discovery=1.0, replicas=16, samples=64):
+def _result(*, permutation=1.0, discovery=1.0, replicas=16, samples=64, leaning=None):
     return DetectionResult(
         verdicts=(VERDICT,) * samples,
         replica_rate=estimate_rate(replicas, samples),
@@ -40,6 +47,7 @@ def _result(*, permutation=1.0, discovery=1.0, replicas=16, samples=64):
         attainable_p_value=0.0,
         discovery_p_value=discovery,
         measures={},
+        leaning_rate=None if leaning is None else estimate_rate(leaning, samples),
     )
 
 
@@ -182,6 +190,51 @@ def test_the_reason_of_conformal_evidence_says_what_more_it_assumes():
     assert "assuming that samples of a model that does not memorize are no more alike" in onset.reason
 
 
+def test_samples_that_lean_establish_an_onset_with_the_permutation_test_where_no_replica_can_be_named():
+    onset = OnsetDetector().update(_result(permutation=0.001, replicas=0, leaning=9), step=700, epoch=3)
+
+    assert onset.shown_rate == onset.leaning_rate == estimate_rate(9, 64)
+    assert onset.replica_rate == estimate_rate(0, 64)
+    assert "0/64 = 0.0 % [0.0 %, 5.6 %], but 9/64 = 14.1 % [6.6 %, 25.0 %] of the samples lean" in onset.reason
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        pytest.param(_result(permutation=0.2, replicas=0, leaning=60), id="leaning that no test shows"),
+        pytest.param(_result(discovery=1e-9, replicas=0, leaning=60), id="leaning that another test cannot show"),
+        pytest.param(_result(permutation=1e-9, replicas=0, leaning=3), id="leaning within the tolerance"),
+    ],
+)
+def test_leaning_is_not_enough(result):
+    assert OnsetDetector().update(result, step=1, epoch=0) is None
+
+
+def test_where_replicas_are_enough_leaning_says_nothing():
+    onset = OnsetDetector().update(_result(permutation=0.001, leaning=30), step=700, epoch=3)
+
+    assert onset.leaning_rate is None
+    assert onset.shown_rate == onset.replica_rate == estimate_rate(16, 64)
+
+
+def test_leaning_within_the_tolerance_is_part_of_why_a_run_is_watched():
+    detector = OnsetDetector()
+    detector.update(_result(permutation=1e-9, replicas=0, leaning=3), step=1, epoch=0)
+
+    assert detector.watch is WatchReason.RATE_WITHIN_TOLERANCE
+    assert "nor a share of 3/64" in detector.watch_reason
+
+
+def test_the_forecast_counts_samples_that_lean_where_the_test_shows_that_they_do():
+    detector, unshown = OnsetDetector(tolerance=0.2), OnsetDetector(tolerance=0.2)
+    for step, leaning in enumerate((0, 0, 1, 3, 6, 9), start=1):
+        detector.update(_result(permutation=1e-9, replicas=0, leaning=leaning), step=step, epoch=0)
+        unshown.update(_result(permutation=0.5, replicas=0, leaning=leaning), step=step, epoch=0)
+
+    assert detector.forecast is not None
+    assert unshown.forecast is None
+
+
 @pytest.mark.parametrize("spent", [0, 1, 5])
 def test_a_restored_detector_makes_the_same_next_decision(spent):
     detector = OnsetDetector()
@@ -201,9 +254,10 @@ def test_a_restored_detector_makes_the_same_next_decision(spent):
     assert restored.onset is not None
 
 
-def test_a_declared_onset_survives_saving():
+@pytest.mark.parametrize("counts", [{}, {"replicas": 0, "leaning": 9}], ids=["replicas", "leaning"])
+def test_a_declared_onset_survives_saving(counts):
     detector = OnsetDetector()
-    detector.update(_result(permutation=0.001), step=700, epoch=3)
+    detector.update(_result(permutation=0.001, **counts), step=700, epoch=3)
     state = json.loads(json.dumps(detector.state_dict()))
 
     restored = OnsetDetector()

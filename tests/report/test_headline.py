@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relict_lightning.errors import ConfigurationError
+from relict_lightning.functional import estimate_rate
 from relict_lightning.report.headline import audit_headline, headline, percent, rounded_p
 
 
@@ -20,6 +21,19 @@ def test_an_onset_is_stated_with_its_step_rate_and_interval(evaluations, onset):
     assert "permutation test over 100 patients; p = 0.00020, at a threshold of 0.0033" in result.details[0]
     assert "runs/step=200.ckpt, saved at step 200" in result.details[1]
     assert "0 of 64 samples (0.0 %, 95 % interval 0.0 % to 5.6 %)" in result.details[1]
+
+
+def test_an_onset_that_samples_that_lean_established_says_so_and_what_that_means(evaluations, onset):
+    leaning = dataclasses.replace(onset, leaning_rate=estimate_rate(9, 64))
+
+    result = headline(evaluations(0, 0, 12), onset=leaning)
+
+    assert result.sentence == (
+        "Memorization onset at step 300 (epoch 3): 14.1 % of samples lean towards a training patient (95 % interval "
+        "6.6 % to 25.0 %)."
+    )
+    assert "too blurred to be called replicas" in result.details[0]
+    assert result.details[1].startswith("12 of 64 samples were declared replicas.")
 
 
 def test_an_onset_without_a_checkpoint_says_that_there_is_none(evaluations, onset):

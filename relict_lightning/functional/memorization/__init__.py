@@ -32,7 +32,11 @@ from relict_lightning.functional.memorization.rates import (
     neighbor_ratio_fraction,
     replica_rate,
 )
-from relict_lightning.functional.memorization.split import attainable_memorization_p_value, memorization_p_value
+from relict_lightning.functional.memorization.split import (
+    attainable_memorization_p_value,
+    leaning_rate,
+    memorization_p_value,
+)
 
 __all__ = [
     "assign_cells",
@@ -43,6 +47,7 @@ __all__ = [
     "coverage",
     "ct_score",
     "frechet_distance",
+    "leaning_rate",
     "memorization_distance",
     "memorization_informed_frechet_distance",
     "memorization_p_value",

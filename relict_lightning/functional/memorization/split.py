@@ -2,7 +2,10 @@
 
 - `memorization_p_value`: exact p-value of the hypothesis that it does not; smaller is worse.
 - `attainable_memorization_p_value`: the smallest value it could have taken.
+- `leaning_rate`: to how many of the samples it matters; larger is worse.
 """
+
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +13,14 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from relict_lightning.errors import ConfigurationError
+from relict_lightning.functional.statistics import estimate_rate
 from relict_lightning.functional.validation import check_not_nan, check_same_length
+from relict_lightning.results import RateEstimate
 
-# Weights become integers from 0 to at most 255, fewer where many samples would make the table of sums too large: its
-# cost grows with the cube of the number of samples. The bound keeps 512 samples below a second.
+# Weights become integers from 0 to at most 255, fewer where the table of sums would become too large: its cost grows
+# with the square of the number of patients that were hit and with the sum of all weights. The bound keeps 512 samples
+# of as many patients, all with the full weight, below a second.
 _FINEST_RESOLUTION = 255
-
-
 _TABLE_COST = 2_000_000_000
 
 
@@ -39,8 +43,12 @@ def memorization_p_value(
     were computed without the labels.
 
     The share is exact, by dynamic programming over the patients that were hit. Weights are first rounded to multiples
-    of 1/255 of the largest, or to coarser ones (1/119 for 256 samples, 1/14 for 512); that changes the statistic in a
-    way that does not depend on who was trained on, and so costs a little power but no validity.
+    of 1/255 of the largest, or to coarser ones where many samples hit many patients with large weights (1/119 for 256
+    samples of 256 patients with full weights, 1/14 for 512); that changes the statistic in a way that does not depend
+    on who was trained on, and so costs a little power but no validity.
+
+    A sample may be passed several times, with its nearest neighbour in each of several views: the sum then counts the
+    views in which it leans, and is as exact.
 
     Args:
         weights: Weight of each sample in [0, 1], for instance its squared copy-likeness.
@@ -132,6 +140,46 @@ def attainable_memorization_p_value(
     return _lower_tail(sums, limit=limit, marked=total_groups - training_groups, total=total_groups)
 
 
+def leaning_rate(
+    is_copylike: Bool[Tensor, " n"], is_training: Bool[Tensor, " n"], *, training_groups: int, total_groups: int
+) -> RateEstimate:
+    """Return the share of the samples that lean towards a training patient, beyond what chance accounts for.
+
+    The nearest neighbour of every sample is searched in training and held-out images together. Of the samples that are
+    much nearer to one patient than to the next, some are so by chance. Were nothing memorized, chance would not prefer
+    training patients; so for every one that leans towards a held-out patient, as many are taken off those that lean
+    towards a training patient as there are training patients per held-out patient. The rest is rounded down.
+
+    It counts copies that are too blurred to be named one by one. The interval is that of the count, as if the samples
+    leant independently; whether they lean at all is what `memorization_p_value` tests.
+
+    Args:
+        is_copylike: Whether each sample is nearer to one patient than new patients are.
+        is_training: Whether the nearest neighbour of each sample is a training image.
+        training_groups: Number of groups in the training set.
+        total_groups: Number of groups in training and held-out set together.
+
+    Returns:
+        The rate with its exact interval; zero where there are no held-out groups, because nothing then tells chance.
+
+    Raises:
+        ConfigurationError: If lengths differ, or there are no training groups or more than groups.
+
+    Example:
+        >>> import torch
+        >>> is_copylike, is_training = torch.tensor([True, True, True, False]), torch.tensor([True, True, False, True])
+        >>> leaning_rate(is_copylike, is_training, training_groups=5, total_groups=10).successes
+        1
+    """
+    check_same_length(is_copylike, is_training, names=("is_copylike", "is_training"))
+    check_counts(training_groups=training_groups, total_groups=total_groups)
+    heldout_groups = total_groups - training_groups
+    towards_training = int((is_copylike & is_training).sum())
+    towards_heldout = int((is_copylike & ~is_training).sum())
+    by_chance = towards_heldout * training_groups / heldout_groups if heldout_groups else towards_training
+    return estimate_rate(max(math.floor(towards_training - by_chance), 0), len(is_copylike))
+
+
 def check_split(weights: Tensor, neighbor_groups: Tensor, *, training_groups: int, total_groups: int) -> None:
     """Accept weights and groups of samples, and a split of the groups.
 
@@ -155,6 +203,18 @@ def check_split(weights: Tensor, neighbor_groups: Tensor, *, training_groups: in
         raise ConfigurationError(
             f"weights must lie in [0, 1], but lie in [{weights.min():g}, {weights.max():g}]. Clamp them."
         )
+    check_counts(training_groups=training_groups, total_groups=total_groups)
+
+
+def check_counts(*, training_groups: int, total_groups: int) -> None:
+    """Accept numbers of groups.
+
+    Raises:
+        ConfigurationError: If there are no training groups or more than groups.
+
+    Example:
+        >>> check_counts(training_groups=5, total_groups=10)
+    """
     if not 1 <= training_groups <= total_groups:
         raise ConfigurationError(
             f"training_groups must lie between 1 and total_groups, but training_groups={training_groups} and "
@@ -175,15 +235,16 @@ def _group_sums(
         )
     values = weights.detach().cpu().double().numpy()
     # As shares of the largest: where many samples leave few steps, small weights would all be rounded to nothing.
-    largest = values.max(initial=0.0) or 1.0
-    quantized = np.rint(values / largest * _resolution(len(weights))).astype(np.int64)
+    shares = values / (values.max(initial=0.0) or 1.0)
+    quantized = np.rint(shares * _resolution(len(hit_groups), total=float(shares.sum()))).astype(np.int64)
     sums = np.zeros(len(hit_groups), dtype=np.int64)
     np.add.at(sums, group_of_sample, quantized)
     return sums, hit_groups, group_of_sample
 
 
-def _resolution(num_samples: int) -> int:
-    return min(_FINEST_RESOLUTION, max(1, _TABLE_COST // max(num_samples, 1) ** 3))
+def _resolution(num_groups: int, *, total: float) -> int:
+    # Blind to who was trained on, as the rounding has to be.
+    return int(np.clip(_TABLE_COST / max(num_groups**2 * total, 1.0), 1, _FINEST_RESOLUTION))
 
 
 def _lower_tail(sums: npt.NDArray[np.int64], *, limit: int, marked: int, total: int) -> float:

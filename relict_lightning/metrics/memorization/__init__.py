@@ -10,12 +10,13 @@ from relict_lightning.metrics.memorization.authenticity import Authenticity
 from relict_lightning.metrics.memorization.data_copying import CtScore
 from relict_lightning.metrics.memorization.diversity import UniqueTrainingGroups, UniqueTrainingImages
 from relict_lightning.metrics.memorization.rates import CloserToTrainingShare, NeighborRatioFraction, ReplicaRate
-from relict_lightning.metrics.memorization.split import MemorizationPValue
+from relict_lightning.metrics.memorization.split import LeaningRate, MemorizationPValue
 
 __all__ = [
     "Authenticity",
     "CloserToTrainingShare",
     "CtScore",
+    "LeaningRate",
     "MemorizationPValue",
     "NeighborRatioFraction",
     "ReplicaRate",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from relict_lightning.errors import ConfigurationError
-from relict_lightning.functional import attainable_memorization_p_value, memorization_p_value
+from relict_lightning.functional import attainable_memorization_p_value, leaning_rate, memorization_p_value
 
 
 @st.composite
@@ -190,8 +190,8 @@ def test_many_samples_are_coarser_and_still_a_permutation_test():
     )
     seconds = time.perf_counter() - started
 
-    # Fourteen steps between 0 and 1 are left, and a normal approximation holds for so many patients.
-    quantized = np.rint(weights.numpy() * 14)
+    # 29 steps between 0 and the largest are left, and a normal approximation holds for so many patients.
+    quantized = np.rint(weights.numpy() / float(weights.max()) * 29)
     observed = quantized[is_training.numpy()].sum()
     population = np.zeros(total)
     population[groups.numpy()] = quantized
@@ -250,3 +250,74 @@ def test_the_unit_of_the_weights_does_not_matter_however_many_samples_there_are(
     )  # fmt: skip
 
     assert p_value == pytest.approx(1 / math.comb(60, 30))
+
+
+def test_two_views_of_a_sample_count_as_one_sum():
+    # Two samples, each of which is nearest to patient 4 in one view and to patient 7 in the other.
+    groups, is_training = torch.tensor([4, 7, 7, 4]), torch.ones(4) > 0
+
+    p_value = memorization_p_value(torch.ones(4), groups, training_groups=5, total_groups=10, is_training=is_training)
+
+    assert p_value == pytest.approx(5 / 10 * 4 / 9)
+
+
+def test_many_samples_of_small_weights_keep_their_differences():
+    # One sample alone has the full weight. Of 1,000 others, those of the training patients weigh a hundredth, those of
+    # the held-out ones a two-hundredth: rounded to whole multiples of the largest, nothing would be left of either.
+    groups = torch.arange(1001) % 100
+    is_training = groups < 50
+    weights = torch.where(is_training, 0.01, 0.005).double()
+    weights[0] = 1.0
+
+    p_value = memorization_p_value(weights, groups, training_groups=50, total_groups=100, is_training=is_training)
+
+    assert p_value < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("towards_training", "towards_heldout", "training", "total", "leaning"),
+    [
+        pytest.param(9, 0, 5, 10, 9, id="nobody leans by chance"),
+        pytest.param(9, 4, 5, 10, 5, id="as many of either"),
+        pytest.param(9, 4, 8, 10, 0, id="chance prefers the larger set"),
+        pytest.param(9, 4, 2, 10, 8, id="one of four, rounded down"),
+        pytest.param(9, 5, 2, 10, 7, id="more than one, rounded down"),
+        pytest.param(9, 0, 10, 10, 0, id="nothing tells chance"),
+        pytest.param(0, 0, 5, 10, 0, id="nobody"),
+    ],
+)
+def test_of_samples_that_lean_chance_is_taken_off(towards_training, towards_heldout, training, total, leaning):
+    is_training = torch.tensor([True] * towards_training + [False] * towards_heldout + [True, False])
+    is_copylike = torch.tensor([True] * (towards_training + towards_heldout) + [False, False])
+
+    rate = leaning_rate(is_copylike, is_training, training_groups=training, total_groups=total)
+
+    assert (rate.successes, rate.trials) == (leaning, len(is_training))
+
+
+@given(seed=st.integers(0, 999), n=st.integers(1, 200), training=st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_the_rate_never_falls_where_a_sample_leans_towards_training_instead(seed, n, training):
+    generator = torch.Generator().manual_seed(seed)
+    is_copylike, is_training = torch.rand((2, n), generator=generator) < 0.5
+    moved = is_training.clone()
+    moved[int(torch.randint(n, (1,), generator=generator))] = True
+    counts = {"training_groups": training, "total_groups": 10}
+
+    rate, after = (leaning_rate(is_copylike, labels, **counts).successes for labels in (is_training, moved))
+
+    assert 0 <= rate <= after <= int((is_copylike & moved).sum())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"is_training": torch.ones(2) > 0}, "is_copylike and is_training"),
+        ({"training_groups": 0}, "training_groups=0"),
+        ({"training_groups": 11}, "training_groups=11 and total_groups=10"),
+    ],
+)
+def test_the_rate_refuses_what_cannot_be(changes, message):
+    arguments = {"is_copylike": torch.ones(3) > 0, "is_training": torch.ones(3) > 0}
+    with pytest.raises(ConfigurationError, match=message):
+        inspect.unwrap(leaning_rate)(**({**arguments, "training_groups": 5, "total_groups": 10} | changes))

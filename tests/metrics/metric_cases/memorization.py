@@ -5,6 +5,7 @@ from relict_lightning.functional import (
     authenticity,
     closer_to_training_share,
     ct_score,
+    leaning_rate,
     memorization_p_value,
     neighbor_ratio_fraction,
     replica_rate,
@@ -15,6 +16,7 @@ from relict_lightning.metrics import (
     Authenticity,
     CloserToTrainingShare,
     CtScore,
+    LeaningRate,
     MemorizationPValue,
     NeighborRatioFraction,
     ReplicaRate,
@@ -65,6 +67,12 @@ CASES = {
             generated, heldout, generated_cells=cells, heldout_cells=heldout_cells
         ),
         other=lambda: CtScore(min_share=0.34),
+    ),
+    "LeaningRate": Case(
+        metric=lambda: LeaningRate(training_groups=6, total_groups=10),
+        samples=lambda seed, n: tuple(row > 0.3 for row in vectors(seed, n)),
+        twin=lambda *labels: leaning_rate(*labels, training_groups=6, total_groups=10).value,
+        other=lambda: LeaningRate(training_groups=8, total_groups=12),
     ),
     "MemorizationPValue": Case(
         metric=lambda: MemorizationPValue(training_groups=6, total_groups=10),
