@@ -3,7 +3,7 @@
 Patients are random vectors, a block for each level (64, 32 and 16 dimensions), 200 of them, split at random into
 training and held-out patients in each run; both sets are the same over all evaluations of the run. Samples are vectors
 too. From their distances on, every number comes from the package: likeness, p-values against the control, verdicts,
-replica rate, the permutation test, and the decision.
+replica rate, the permutation test in the views of features and voxels, the share that leans, and the decision.
 
 - False alarms, in runs of 100 evaluations of generators that copy nobody: whose samples are new patients (`ordinary`),
   shrunk by half towards the mean (`blurred`) or to the eight leading of 64 components (`smooth`), near three points
@@ -43,17 +43,23 @@ from relict_lightning.functional import (
     calibrated_neighbor_ratio,
     copy_likeness,
     estimate_rate,
+    leaning_rate,
     memorization_p_value,
     simes_p_value,
 )
 from relict_lightning.onset import ForecastScore, OnsetDetector, found_probability, samples_to_find, smallest_rate_found
 from relict_lightning.results import DetectionResult
+from relict_lightning.retrieval import UnionNeighbors
 
 Array = np.ndarray
 
 RULE = Rule(columns=("voxel", "feature", "segmentation"))
 BLOCKS = (slice(0, 64), slice(64, 96), slice(96, 112))
-FEATURE = BLOCKS[1]
+# Features and voxels are searched among training and held-out patients together.
+VIEWS = (BLOCKS[1], BLOCKS[0])
+# A sample's nearest patient, and five others to judge it against.
+NEIGHBORS = 6
+UNUSUAL = 0.05
 SIZE = BLOCKS[-1].stop
 PATIENTS, TRAINING, TYPICAL = 200, 100, 20
 NULLS = ("ordinary", "blurred", "smooth", "collapsed", "drifting", "biased")
@@ -76,6 +82,8 @@ class World:
         )
         self.patients = self.new(PATIENTS)
         self.control = likeness(self.patients[TRAINING:], self.patients[:TRAINING])
+        of_patients = union(self.patients, self.patients, own=np.arange(PATIENTS)).likeness[:, TRAINING:]
+        self.usual = np.quantile(of_patients, 1 - UNUSUAL / len(VIEWS), axis=1, method="higher")
         self.typical = np.argsort(np.square(self.patients).sum(axis=1))[:TYPICAL]
         self.points = 0.7 * self.new(3)
 
@@ -111,9 +119,10 @@ class World:
         """Return what the package finds of samples."""
         calibrated = calibrate(likeness(samples, self.patients[:TRAINING]), self.control, RULE)
         p_values = torch.from_numpy(calibrated.p_values)
-        distance, group = nearest(samples[:, FEATURE], self.patients[:, FEATURE])
-        alike = copy_likeness(torch.from_numpy(distance), torch.from_numpy(group))
-        hit = torch.from_numpy(group[:, 0])
+        neighbors = union(samples, self.patients)
+        weight, hit = torch.from_numpy(neighbors.weight.ravel()), torch.from_numpy(neighbors.group.ravel())
+        is_copylike, of_training = map(torch.from_numpy, neighbors.copylike(self.usual))
+        split = {"training_groups": TRAINING, "total_groups": PATIENTS}
         replicas = int(benjamini_hochberg(p_values, fdr=FDR).sum())
         return DetectionResult(
             verdicts=(),
@@ -122,13 +131,8 @@ class World:
             fdr=FDR,
             control_scores=(),
             p_value_model="conformal with tail",
-            memorization_p_value=memorization_p_value(
-                alike.clamp(0, 1).square(),
-                hit,
-                training_groups=TRAINING,
-                total_groups=PATIENTS,
-                is_training=hit < TRAINING,
-            ),
+            leaning_rate=leaning_rate(is_copylike, of_training, **split),
+            memorization_p_value=memorization_p_value(weight, hit, is_training=hit < TRAINING, **split),
             attainable_p_value=None,
             discovery_p_value=simes_p_value(p_values),
             measures={},
@@ -141,6 +145,26 @@ def nearest(samples: Array, patients: Array, *, count: int = 3) -> tuple[Array, 
     found = np.argpartition(square, count - 1, axis=1)[:, :count]
     found = np.take_along_axis(found, np.argsort(np.take_along_axis(square, found, axis=1), axis=1), axis=1)
     return np.sqrt(np.maximum(np.take_along_axis(square, found, axis=1), 0)), found
+
+
+def union(samples: Array, patients: Array, *, own: Array | None = None) -> UnionNeighbors:
+    """Return the nearest patient of each sample in each view, of training and held-out patients together.
+
+    Args:
+        samples: The samples `[n, d]`.
+        patients: All patients, training patients first.
+        own: Where the samples are patients, which ones; they are passed over.
+    """
+    groups, alike = [], []
+    for view in VIEWS:
+        distance, group = nearest(samples[:, view], patients[:, view], count=NEIGHBORS + (own is not None))
+        if own is not None:
+            # Nobody is nearer to a patient than the patient.
+            distance, group = distance[:, 1:], group[:, 1:]
+        groups.append(group[:, 0])
+        alike.append(copy_likeness(torch.from_numpy(distance), torch.from_numpy(group)).clamp(0, 1).numpy())
+    group = np.stack(groups)
+    return UnionNeighbors(group=group, is_training=group < TRAINING, likeness=np.stack(alike))
 
 
 def likeness(samples: Array, training: Array) -> Array:
