@@ -185,7 +185,7 @@ class MemorizationCheckpoint(Checkpoint):
             # What may turn out to be the onset, once it is confirmed, is nothing to go back to.
             if newest.replica_rate is not None and monitor.watch is not WatchReason.UNCONFIRMED:
                 # A leaning that was found once is not over because fewer samples show it later.
-                leans = any(_leans(evaluation) for evaluation in monitor.history)
+                leans = any(_leans(evaluation, monitor.tolerance) for evaluation in monitor.history)
                 self._take_in(trainer, newest.step, newest.replica_rate, leans=leans)
 
     def _take_in(self, trainer: Trainer, step: int, rate: RateEstimate, *, leans: bool) -> None:
@@ -342,7 +342,13 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def _leans(evaluation: Evaluation) -> bool:
-    """Return whether the permutation test found, at its level then, that samples of trained weights lean."""
-    p_value, level = (evaluation.value_of(name) for name in ("memorization_p_value", "alpha_threshold"))
-    return evaluation.step > 0 and p_value <= level
+def _leans(evaluation: Evaluation, tolerance: float) -> bool:
+    """Return whether samples of trained weights leant in more than the tolerated share, as the permutation test found.
+
+    With few training patients the test finds at its levels that samples know these long before any is like one of them:
+    already their mean image is that of the training patients. To go back that far would be to lose a sound model.
+    """
+    names = ("memorization_p_value", "alpha_threshold", "leaning_rate")
+    p_value, level, share = (evaluation.value_of(name) for name in names)
+    # What was evaluated before there was such a share has none, and counts.
+    return evaluation.step > 0 and p_value <= level and not share <= tolerance

@@ -23,7 +23,7 @@ class KeptCheckpoint:
         step: Its optimizer step.
         replica_rate: The rate measured at that step.
         leans: Whether the permutation test had found by then, at its levels, that samples lean towards training
-            patients.
+            patients, and more than the tolerated share did.
         verification: What fresh samples said of it; None where none were drawn.
     """
 

@@ -54,11 +54,11 @@ def judge(
     """Return what fresh samples say of a checkpoint.
 
     It is clean if four things hold: the upper bound of the pooled rate lies below the lower bound of the rate that
-    onset was shown by; neither the fresh nor the pooled rate is sure to exceed `tolerance`; neither of the two tests
-    that can establish an onset passes with the fresh samples at the level of the onset; and it is not so that the
-    permutation test passes at `alpha` while samples lean in a share that is sure to exceed `tolerance`. It makes copies
-    if replicas among the fresh samples alone would have established an onset there. All else is undecided: too few
-    samples, replicas without evidence, or samples that lean towards training patients.
+    onset was shown by; neither the fresh nor the pooled rate is sure to exceed `tolerance`; the test against held-out
+    patients does not pass at the level of the onset; and the samples do not lean, which they do where the permutation
+    test passes at that level and more than the tolerated share lean, or where it passes at `alpha` and that share is
+    sure to exceed `tolerance`. It makes copies if replicas among the fresh samples alone would have established an
+    onset there. All else is undecided: too few samples, replicas without evidence, or samples that lean.
 
     Args:
         first: The replica rate that the checkpoint was chosen by.
@@ -72,19 +72,27 @@ def judge(
     if fresh is None:
         return Verification(finding=Finding.FAILED, failure="there is no control of held-out patients")
     pooled = pool(first, fresh)
-    p_values = (result.memorization_p_value, result.discovery_p_value)
-    passes = any(p_value is not None and p_value <= onset.level for p_value in p_values)
-    leaning = result.leaning_rate
-    if leaning is not None and (leaning.low <= tolerance or (result.memorization_p_value or 0.0) > alpha):
-        leaning = None
+    permutation, discovery = result.memorization_p_value, result.discovery_p_value
+    passes = any(p_value is not None and p_value <= onset.level for p_value in (permutation, discovery))
+    leans = _leans(result, level=onset.level, tolerance=tolerance, alpha=alpha)
     is_low = max(fresh.low, pooled.low) <= tolerance and pooled.high < onset.shown_rate.low
     if passes and fresh.low > tolerance:
         finding = Finding.COPIES
-    elif not passes and leaning is None and is_low:
+    elif is_low and not leans and not (discovery is not None and discovery <= onset.level):
         finding = Finding.CLEAN
     else:
         finding = Finding.UNDECIDED
-    return Verification(finding=finding, fresh=fresh, pooled=pooled, leaning=leaning)
+    return Verification(finding=finding, fresh=fresh, pooled=pooled, leaning=result.leaning_rate if leans else None)
+
+
+def _leans(result: DetectionResult, *, level: float, tolerance: float, alpha: float) -> bool:
+    """Return whether the samples lean in more than the tolerated share; without a share, whether they lean at all."""
+    p_value, share = result.memorization_p_value, result.leaning_rate
+    if p_value is None:
+        return False
+    if share is None:
+        return p_value <= level
+    return (p_value <= level and share.value > tolerance) or (p_value <= alpha and share.low > tolerance)
 
 
 def verification_to_primitives(verification: Verification) -> dict[str, Any]:

@@ -82,6 +82,11 @@ def lucky(detector) -> Any:
         pytest.param(0, _result(0, p_value=1e-6), _onset(), Finding.UNDECIDED, id="leans without copies"),
         pytest.param(0, _result(0, p_value=0.04, leaning=5), _onset(), Finding.UNDECIDED, id="five lean"),
         pytest.param(0, _result(0, p_value=0.06, leaning=5), _onset(), Finding.CLEAN, id="five may lean by chance"),
+        pytest.param(
+            0, _result(0, p_value=1e-6, leaning=1), _onset(), Finding.UNDECIDED, id="one of 48 leans"
+        ),
+        pytest.param(0, _result(0, p_value=1e-6, leaning=0), _onset(), Finding.CLEAN, id="all a little, none much"),
+        pytest.param(0, _result(0, discovery_p_value=1e-6), _onset(), Finding.UNDECIDED, id="unlike held-out ones"),
         pytest.param(0, _result(0, p_value=0.04, leaning=2), _onset(), Finding.CLEAN, id="two lean"),
         pytest.param(0, _result(5), _onset(), Finding.UNDECIDED, id="replicas without evidence"),
         # 0 of 96 is at most 3.8 %, and the rate at onset may be 1.3 %.
