@@ -131,4 +131,4 @@ def launched() -> Iterator[Processes]:
 
 
 def _failed_elsewhere(doing: str) -> OtherProcessError:
-    return OtherProcessError(f"{doing} failed on another process; its error says why. All processes stop together.")
+    return OtherProcessError(f"{doing} failed on another process; its error says why.")

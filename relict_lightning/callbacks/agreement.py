@@ -31,7 +31,7 @@ def together(trainer: Trainer, act: Callable[[], Result], *, doing: str) -> Resu
     if failure is not None:
         raise failure
     if not everyone_did:
-        raise OtherProcessError(f"{doing} failed on another process; its error says why. All processes stop together.")
+        raise OtherProcessError(f"{doing} failed on another process; its error says why.")
     return results[0]
 
 

@@ -214,7 +214,7 @@ def _drawn_by_all(
     if failure is not None:
         raise failure
     if agreed is Ending.FAILED:
-        raise OtherProcessError("Sampling failed on another process; its error says why. All processes stop together.")
+        raise OtherProcessError("Sampling failed on another process; its error says why.")
     if agreed is Ending.INTERRUPTED:
         raise DrawingInterrupted(
             "The run was told to end (SIGTERM) while samples were drawn. This evaluation is left out. "
