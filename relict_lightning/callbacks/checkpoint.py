@@ -24,7 +24,7 @@ from relict_lightning.callbacks.kept import (
     to_primitives,
 )
 from relict_lightning.callbacks.monitor import ReplicaMonitor
-from relict_lightning.callbacks.verification import Finding, Verification, judge
+from relict_lightning.callbacks.verification import Finding, Verification, asks_for_more, judge
 from relict_lightning.callbacks.weights import (
     load_averages,
     load_weights,
@@ -34,7 +34,10 @@ from relict_lightning.callbacks.weights import (
 )
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.onset import Onset, WatchReason
-from relict_lightning.results import Evaluation, RateEstimate
+from relict_lightning.results import DetectionResult, Evaluation, RateEstimate
+
+# With as many samples as found the lowest rate at onset, the pooled ones tell a clean checkpoint from it.
+_MOST_DRAWN = 4
 
 
 class MemorizationCheckpoint(Checkpoint):
@@ -50,9 +53,9 @@ class MemorizationCheckpoint(Checkpoint):
     At onset it names the newest checkpoint whose whole interval lies below the rate that onset was shown by, one
     without any replica before one with some, and one without leaning before one with it. That choice flatters the
     checkpoint, so it is verified right then: its weights are loaded, samples that no evaluation has seen are drawn and
-    checked, and the training's own weights are put back bit by bit. Where the fresh samples do not find it clean, the
-    next older one is tried. This costs one evaluation for each one that is tried, and training goes on as if nothing
-    had looked.
+    checked, and the training's own weights are put back bit by bit. Samples are drawn up to four times, as long as they
+    are too few to tell the checkpoint from the onset. Where they do not find it clean, the next older one is tried.
+    This costs one to four evaluations for each one that is tried, and training goes on as if nothing had looked.
 
     Of several monitors it follows the one without a name, or else the first. Each `fit` starts afresh, and one with
     `ckpt_path` goes on with the checkpoints of the run that it resumes.
@@ -294,13 +297,20 @@ class MemorizationCheckpoint(Checkpoint):
         except Exception as error:  # noqa: BLE001 - told in the advice
             return Verification(finding=Finding.FAILED, failure=f"reading it failed, {_first_line(error)}")
         self._own_weights = own["state_dict"]
+        results: list[DetectionResult] = []
         try:
             try:
                 together(trainer, lambda: load_weights(trainer, pl_module, content), doing="Loading a checkpoint")
             except Exception as error:  # noqa: BLE001 - told in the advice
                 return Verification(finding=Finding.FAILED, failure=f"loading it failed, {_first_line(error)}")
             try:
-                result = monitor.measure_again(trainer, pl_module)
+                for _ in range(_MOST_DRAWN):
+                    results.append(monitor.measure_again(trainer, pl_module))
+                    verification = judge(
+                        checkpoint.replica_rate, results, onset, tolerance=monitor.tolerance, alpha=monitor.alpha
+                    )
+                    if not asks_for_more(verification, onset):
+                        break
             except Exception as error:  # noqa: BLE001 - told in the advice
                 # By its kind alone: an error about images may name a patient, and what is said may leave the machine.
                 return Verification(finding=Finding.FAILED, failure=f"measuring failed with {type(error).__name__}")
@@ -308,7 +318,7 @@ class MemorizationCheckpoint(Checkpoint):
             # An error here goes on: training must not go on with weights that are not its own.
             load_weights(trainer, pl_module, own)
             self._own_weights = None
-        return judge(checkpoint.replica_rate, result, onset, tolerance=monitor.tolerance, alpha=monitor.alpha)
+        return verification
 
     # State ------------------------------------------------------------------------------------------------------
 

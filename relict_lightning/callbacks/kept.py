@@ -80,7 +80,8 @@ def choose(kept: Sequence[KeptCheckpoint], onset_rate: RateEstimate) -> KeptChec
 
     It is the newest whose whole interval lies below the rate that onset was shown by, in which no replica was found,
     and whose samples do not lean towards training patients. Where there is none of that kind, the last wish is dropped,
-    then the one before it. Where no interval lies below, it is the newest of the best bounded ones.
+    then the one before it. Where no interval lies below, it is of the best bounded ones the newest that does
+    not lean, else the newest.
 
     Args:
         kept: Checkpoints from before onset, oldest first.
@@ -91,7 +92,7 @@ def choose(kept: Sequence[KeptCheckpoint], onset_rate: RateEstimate) -> KeptChec
     upright = [checkpoint for checkpoint in clean if not checkpoint.leans] or clean
     if upright:
         return upright[-1]
-    return min(reversed(kept), key=lambda checkpoint: checkpoint.replica_rate.high, default=None)
+    return min(reversed(kept), key=lambda checkpoint: (checkpoint.replica_rate.high, checkpoint.leans), default=None)
 
 
 def choose_of_tried(tried: Sequence[KeptCheckpoint]) -> KeptCheckpoint | None:

@@ -5,8 +5,9 @@ samples that no evaluation has seen are drawn from it and checked.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from relict_lightning.functional import estimate_rate
@@ -49,7 +50,7 @@ def pool(first: RateEstimate, second: RateEstimate) -> RateEstimate:
 
 
 def judge(
-    first: RateEstimate, result: DetectionResult, onset: Onset, *, tolerance: float, alpha: float
+    first: RateEstimate, results: Sequence[DetectionResult], onset: Onset, *, tolerance: float, alpha: float
 ) -> Verification:
     """Return what fresh samples say of a checkpoint.
 
@@ -62,27 +63,40 @@ def judge(
 
     Args:
         first: The replica rate that the checkpoint was chosen by.
-        result: What the detector found of the fresh samples.
+        results: What the detector found of the fresh samples, each time that some were drawn.
         onset: The onset.
         tolerance: Replica rate that is put up with.
-        alpha: Level of the test for leaning. It is made once for a checkpoint that is tried, and passing it by chance
-            only means to go back further.
+        alpha: Level of the test for leaning, each time that samples were drawn; passing it by chance only means to go
+            back further.
     """
-    fresh = result.replica_rate
-    if fresh is None:
+    rates = [result.replica_rate for result in results if result.replica_rate is not None]
+    if not rates:
         return Verification(finding=Finding.FAILED, failure="there is no control of held-out patients")
-    pooled = pool(first, fresh)
-    permutation, discovery = result.memorization_p_value, result.discovery_p_value
-    passes = any(p_value is not None and p_value <= onset.level for p_value in (permutation, discovery))
-    leans = _leans(result, level=onset.level, tolerance=tolerance, alpha=alpha)
+    fresh, pooled = reduce(pool, rates), reduce(pool, rates, first)
+    discovers = any(_passes(result.discovery_p_value, onset.level) for result in results)
+    passes = discovers or any(_passes(result.memorization_p_value, onset.level) for result in results)
+    leaning = [result for result in results if _leans(result, level=onset.level, tolerance=tolerance, alpha=alpha)]
     is_low = max(fresh.low, pooled.low) <= tolerance and pooled.high < onset.shown_rate.low
     if passes and fresh.low > tolerance:
         finding = Finding.COPIES
-    elif is_low and not leans and not (discovery is not None and discovery <= onset.level):
+    elif is_low and not discovers and not leaning:
         finding = Finding.CLEAN
     else:
         finding = Finding.UNDECIDED
-    return Verification(finding=finding, fresh=fresh, pooled=pooled, leaning=result.leaning_rate if leans else None)
+    return Verification(
+        finding=finding, fresh=fresh, pooled=pooled, leaning=leaning[0].leaning_rate if leaning else None
+    )
+
+
+def asks_for_more(verification: Verification, onset: Onset) -> bool:
+    """Return whether more fresh samples may find a checkpoint clean that so few cannot tell from the onset."""
+    if verification.finding is not Finding.UNDECIDED or verification.pooled is None or verification.leaning is not None:
+        return False
+    return verification.pooled.high >= onset.shown_rate.low
+
+
+def _passes(p_value: float | None, level: float) -> bool:
+    return p_value is not None and p_value <= level
 
 
 def _leans(result: DetectionResult, *, level: float, tolerance: float, alpha: float) -> bool:

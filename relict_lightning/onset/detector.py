@@ -4,7 +4,8 @@ The promise: over a whole run, however long, a model whose samples do not depend
 declared to memorize with probability at most `alpha`. A model that overfits leans towards its training patients before
 it copies any, and the test sees that too; so onset needs a share of the samples besides that is sure to exceed
 `tolerance`: replicas, or, where the permutation test passes, samples that lean towards one training patient
-(`leaning_rate`). For the first copies are often too blurred to be named one by one, while so many are no chance.
+(`leaning_rate`). For the first copies are often too blurred to be named one by one, while so many are no chance. Where
+a test passes at several evaluations in a row, their samples together can show it as well (`exceeding.py`).
 Each evaluation is tested at a level of its own, and all levels sum to `alpha` (alpha spending; a union bound, so it
 holds whatever the dependence between evaluations).
 
@@ -34,10 +35,11 @@ Before onset a run can be watched (`watch.py`), and onset be forecast (`forecast
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, final
 
 from relict_lightning.errors import ConfigurationError
+from relict_lightning.onset.exceeding import MOST_POOLED, Counts, exceeding
 from relict_lightning.onset.forecast import (
     Forecast,
     ForecastScore,
@@ -104,6 +106,8 @@ class OnsetDetector:
         # The first of the evaluations in a row that passed, and their number.
         self._pending: Onset | None = None
         self._passed = 0
+        # The last of the evaluations in a row at which a test passed and few were copies.
+        self._row: list[Counts] = []
         self._conformal: list[float] = []
         # Step, copies and samples of each evaluation, for the forecast.
         self._counts: list[tuple[int, int, int]] = []
@@ -153,8 +157,15 @@ class OnsetDetector:
         if self.onset is not None:
             return None
         leaning = _shown_leaning(result, passed)
-        has_replicas = rate.low > self.tolerance
-        if passed and (has_replicas or (leaning is not None and leaning.low > self.tolerance)):
+        counts = Counts(
+            replicas=rate.successes, leaning=0 if leaning is None else leaning.successes, samples=rate.trials
+        )
+        self._row = [*self._row, counts][-MOST_POOLED:] if passed else []
+        shown = exceeding(self._row, tolerance=self.tolerance)
+        if shown is not None and shown.pooled == 1:
+            # Its many copies must not confirm, with patience, what the next evaluation does not show.
+            self._row = []
+        if shown is not None:
             evidence, p_value, level = passed[0]
             self._pending = self._pending or Onset(
                 step=step,
@@ -163,9 +174,10 @@ class OnsetDetector:
                 evidence=evidence,
                 p_value=p_value,
                 level=level,
-                replica_rate=rate,
+                replica_rate=shown.replica_rate,
                 confirmed_step=step,
-                leaning_rate=None if has_replicas else leaning,
+                leaning_rate=shown.leaning_rate,
+                pooled=shown.pooled,
             )
             self._passed += 1
             if self._passed >= self.patience:
@@ -174,7 +186,7 @@ class OnsetDetector:
                 return self.onset
         else:
             self._pending, self._passed = None, 0
-        self._foresee(max(rate, leaning or rate, key=lambda each: each.successes), step=step)
+        self._foresee(counts, step=step)
         self._watch_over(result, passed=passed)
         return None
 
@@ -193,12 +205,12 @@ class OnsetDetector:
             self._conformal.append(result.discovery_p_value)
         return [(kind, p_value, level) for kind, p_value, level in tests if p_value is not None and p_value <= level]
 
-    def _foresee(self, rate: RateEstimate, *, step: int) -> None:
+    def _foresee(self, counts: Counts, *, step: int) -> None:
         """Take a count of copies in, and forecast onset from all so far."""
         # A run that goes back to an earlier step counts again what it counted before.
         if self._counts and step <= self._counts[-1][0]:
             return
-        self._counts.append((step, rate.successes, rate.trials))
+        self._counts.append((step, max(counts.replicas, counts.leaning), counts.samples))
         self.forecast = forecast_onset(self._counts, tolerance=self.tolerance, patience=self.patience)
         if self.forecast is not None:
             self.forecasts.append(self.forecast)
@@ -252,6 +264,7 @@ class OnsetDetector:
             "onset": self.onset and onset_to_primitives(self.onset),
             "pending": self._pending and onset_to_primitives(self._pending),
             "passed": self._passed,
+            "row": [asdict(counts) for counts in self._row],
             "conformal": list(self._conformal),
             "counts": [list(count) for count in self._counts],
             "trends": {name: list(values) for name, values in self._trends.items()},
@@ -272,6 +285,7 @@ class OnsetDetector:
         pending, forecast = state.get("pending"), state.get("forecast")
         self._pending = pending and onset_from_primitives(pending)
         self._passed = int(state.get("passed", 0))
+        self._row = [Counts(**counts) for counts in state.get("row", ())]
         self._conformal = [float(p_value) for p_value in state.get("conformal", ())]
         self._counts = [(int(step), int(found), int(drawn)) for step, found, drawn in state.get("counts", ())]
         trends = state.get("trends", {})

@@ -44,6 +44,7 @@ class Onset:
         replica_rate: The replica rate then.
         leaning_rate: The share of samples that leant towards a training patient beyond chance, where that share
             established the onset and the replica rate did not; None otherwise.
+        pooled: Of how many evaluations in a row, this one the last, the samples of both rates are.
         confirmed_step: Step of the evaluation that confirmed it; that of the onset where one evaluation was enough.
     """
 
@@ -56,6 +57,7 @@ class Onset:
     replica_rate: RateEstimate
     confirmed_step: int
     leaning_rate: RateEstimate | None = None
+    pooled: int = 1
 
     @property
     def shown_rate(self) -> RateEstimate:
@@ -73,10 +75,11 @@ class Onset:
         leaning = ""
         if self.leaning_rate is not None:
             leaning = f", but {self.leaning_rate} of the samples lean towards a training patient, too blurred to name"
+        together = "" if self.pooled == 1 else f" over {self.pooled} evaluations in a row"
         confirmed = "" if self.confirmed_step == self.step else f", confirmed at step {self.confirmed_step}"
         return (
             f"Memorization onset at step {self.step} (epoch {self.epoch}){confirmed}: replica rate "
-            f"{self.replica_rate}{leaning}; {self.evidence.value} p-value {self.p_value:.2g} at evaluation "
+            f"{self.replica_rate}{leaning}{together}; {self.evidence.value} p-value {self.p_value:.2g} at evaluation "
             f"{self.evaluation}, where {self.level:.2g} was allowed, {self.evidence.assumption}."
         )
 

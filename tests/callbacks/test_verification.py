@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaMonitor
 from relict_lightning.callbacks.kept import KeptCheckpoint, choose_of_tried, from_primitives, to_primitives
-from relict_lightning.callbacks.verification import Finding, Verification, judge
+from relict_lightning.callbacks.verification import Finding, Verification, asks_for_more, judge
 from relict_lightning.errors import RelictWarning
 from relict_lightning.functional import estimate_rate
 from relict_lightning.onset import EvidenceKind, Onset
@@ -82,9 +82,7 @@ def lucky(detector) -> Any:
         pytest.param(0, _result(0, p_value=1e-6), _onset(), Finding.UNDECIDED, id="leans without copies"),
         pytest.param(0, _result(0, p_value=0.04, leaning=5), _onset(), Finding.UNDECIDED, id="five lean"),
         pytest.param(0, _result(0, p_value=0.06, leaning=5), _onset(), Finding.CLEAN, id="five may lean by chance"),
-        pytest.param(
-            0, _result(0, p_value=1e-6, leaning=1), _onset(), Finding.UNDECIDED, id="one of 48 leans"
-        ),
+        pytest.param(0, _result(0, p_value=1e-6, leaning=1), _onset(), Finding.UNDECIDED, id="one of 48 leans"),
         pytest.param(0, _result(0, p_value=1e-6, leaning=0), _onset(), Finding.CLEAN, id="all a little, none much"),
         pytest.param(0, _result(0, discovery_p_value=1e-6), _onset(), Finding.UNDECIDED, id="unlike held-out ones"),
         pytest.param(0, _result(0, p_value=0.04, leaning=2), _onset(), Finding.CLEAN, id="two lean"),
@@ -98,11 +96,35 @@ def lucky(detector) -> Any:
     ],
 )
 def test_fresh_samples_find_a_checkpoint_clean_copying_or_neither(first, fresh, onset, finding):
-    verification = judge(estimate_rate(first, 48), fresh, onset, tolerance=0.01, alpha=0.05)
+    verification = judge(estimate_rate(first, 48), [fresh], onset, tolerance=0.01, alpha=0.05)
 
     assert verification.finding is finding
     assert verification.fresh == fresh.replica_rate
     assert verification.pooled == estimate_rate(first + fresh.replica_rate.successes, 96)
+
+
+def test_samples_drawn_several_times_are_pooled_and_each_of_them_may_lean():
+    clean, leaning = _result(0), _result(0, p_value=1e-6, leaning=2)
+
+    short, enough, leant = (
+        judge(estimate_rate(0, 48), results, _onset(3), tolerance=0.01, alpha=0.05)
+        for results in ([clean], [clean] * 6, [*[clean] * 6, leaning])
+    )
+
+    # 0 of 336 is at most 1.1 %.
+    assert (short.finding, enough.finding, leant.finding) == (Finding.UNDECIDED, Finding.CLEAN, Finding.UNDECIDED)
+    assert (enough.fresh, enough.pooled) == (estimate_rate(0, 288), estimate_rate(0, 336))
+    assert leant.leaning == estimate_rate(2, 48)
+    assert asks_for_more(short, _onset(3))
+    assert not any(asks_for_more(verification, _onset(3)) for verification in (enough, leant))
+
+
+def test_what_makes_copies_or_failed_asks_for_no_more_samples():
+    copies = judge(estimate_rate(0, 48), [_result(24, p_value=1e-6)], _onset(24), tolerance=0.01, alpha=0.05)
+    failed = Verification(finding=Finding.FAILED, failure="reading it failed")
+
+    assert not asks_for_more(copies, _onset(24))
+    assert not asks_for_more(failed, _onset(24))
 
 
 def _tried(step: int, finding: Finding, pooled: int | None = None) -> KeptCheckpoint:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
@@ -68,6 +68,7 @@ def test_the_first_level_is_six_over_pi_squared():
     assert spending_level(1, alpha=1.0) == pytest.approx(0.6079271, abs=1e-7)
 
 
+@settings(deadline=None)
 @given(m=st.integers(1, 60), h=st.integers(1, 60), level=st.floats(1e-6, 0.5))
 def test_copies_to_decide_is_the_first_number_whose_chance_is_small_enough(m, h, level):
     # j patients drawn without replacement from m + h are all training patients with this probability.
@@ -208,6 +209,59 @@ def test_samples_that_lean_establish_an_onset_with_the_permutation_test_where_no
 )
 def test_leaning_is_not_enough(result):
     assert OnsetDetector().update(result, step=1, epoch=0) is None
+
+
+def test_samples_of_evaluations_in_a_row_show_together_what_each_is_too_few_for():
+    detector = OnsetDetector()
+    result = _result(permutation=1e-9, replicas=2)
+
+    declared = [detector.update(result, step=step, epoch=0) for step in (1, 2, 3)]
+
+    # Of 64 samples 4 are needed, of 128 5, of 192 6.
+    assert declared[:2] == [None, None]
+    assert (declared[2].step, declared[2].pooled) == (3, 3)
+    assert declared[2].shown_rate == declared[2].replica_rate == estimate_rate(6, 192)
+    assert "replica rate 6/192 = 3.1 % [1.2 %, 6.7 %] over 3 evaluations in a row; permutation" in declared[2].reason
+
+
+def test_samples_that_lean_are_pooled_as_well():
+    detector = OnsetDetector()
+    for step in (1, 2, 3):
+        detector.update(_result(permutation=1e-9, replicas=0, leaning=2), step=step, epoch=0)
+
+    assert detector.onset.leaning_rate == estimate_rate(6, 192)
+    assert detector.onset.replica_rate == estimate_rate(0, 192)
+
+
+def test_an_evaluation_at_which_no_test_passes_ends_the_row():
+    detector = OnsetDetector()
+    for step, p_value in enumerate((1e-9, 1e-9, 0.5, 1e-9, 1e-9), start=1):
+        detector.update(_result(permutation=p_value, replicas=2), step=step, epoch=0)
+
+    assert detector.onset is None
+
+
+def test_no_more_than_four_evaluations_are_pooled():
+    detector = OnsetDetector()
+    for step, replicas in enumerate((3, 0, 0, 0, 2), start=1):
+        detector.update(_result(permutation=1e-9, replicas=replicas, samples=256), step=step, epoch=0)
+    assert detector.onset is None
+
+    # Of 1,024 samples 17 are needed, which these have and the newest 256 have not.
+    detector.update(_result(permutation=1e-9, replicas=6, samples=256), step=6, epoch=0)
+    detector.update(_result(permutation=1e-9, replicas=5, samples=256), step=7, epoch=0)
+    assert detector.onset is None
+    detector.update(_result(permutation=1e-9, replicas=6, samples=256), step=8, epoch=0)
+
+    assert detector.onset.replica_rate == estimate_rate(19, 1024)
+
+
+def test_leaning_counts_only_where_the_permutation_test_passed():
+    detector = OnsetDetector()
+    for step in (1, 2, 3, 4):
+        detector.update(_result(discovery=1e-9, replicas=0, leaning=3), step=step, epoch=0)
+
+    assert detector.onset is None
 
 
 def test_where_replicas_are_enough_leaning_says_nothing():
