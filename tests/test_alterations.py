@@ -77,7 +77,7 @@ def test_labels_move_as_the_image_does(name, shape):
     assert float(((moved > 1) == (expected > 0.7)).float().mean()) > 0.98
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
 def test_a_shift_is_of_one_to_three_voxels(seed):
     image = _image((48, 48))
@@ -87,7 +87,7 @@ def test_a_shift_is_of_one_to_three_voxels(seed):
     assert 0.95 < float(moved.max()) < 3.05
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
 def test_a_rotation_keeps_distances_and_turns_by_two_to_six_degrees(seed):
     for shape in SHAPES:
@@ -100,7 +100,7 @@ def test_a_rotation_keeps_distances_and_turns_by_two_to_six_degrees(seed):
         assert 1.9 < float(torch.rad2deg(torch.arccos(cosine.clamp(-1, 1)))) < 6.1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
 def test_a_crop_magnifies_by_five_to_twelve_per_cent_and_reads_nothing_outside(seed):
     shape = (40, 50)
@@ -113,7 +113,7 @@ def test_a_crop_magnifies_by_five_to_twelve_per_cent_and_reads_nothing_outside(s
     assert all(float(place[axis].max()) < side - 0.5 for axis, side in enumerate(shape))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31))
 def test_the_opposite_of_a_crop_reads_where_the_crop_came_from(seed):
     there, back = (
@@ -127,7 +127,7 @@ def test_the_opposite_of_a_crop_reads_where_the_crop_came_from(seed):
     assert torch.allclose(scale * other_offset + offset, torch.zeros(2), atol=1e-4)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31))
 def test_an_elastic_displacement_has_its_size_and_never_folds(seed):
     displacement = draw_alteration("elastic", (48, 48), stream=_stream(seed)).displacement

@@ -91,7 +91,7 @@ def _best(rankings, groups, top_k):
     return pairs
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(m=st.integers(2, 30), patients=st.integers(2, 12), top_k=st.integers(2, 6), seed=st.integers(0, 999))
 def test_hits_are_those_of_a_full_ranking(m, patients, top_k, seed):
     groups = _groups(seed, m, patients)
@@ -198,7 +198,7 @@ def _brute_force(view, samples, images, groups, own=None):
     return nearest, weights
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     m=st.integers(1, 25),
     h=st.integers(1, 25),

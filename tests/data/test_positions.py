@@ -41,7 +41,7 @@ class Opened(Dataset):
         return torch.full((1, 4, 4), float(index))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(m=st.integers(1, 9), batch_size=st.integers(1, 4), data=st.data())
 def test_shares_of_a_set_are_its_whole(m, batch_size, data):
     cuts = sorted([0, m, *data.draw(st.lists(st.integers(0, m), max_size=3))])

@@ -81,7 +81,7 @@ def test_every_kind_of_source_gives_the_same_images(source):
     assert all_names(opened, "groups") == [f"training-{position}" for position in range(5)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(m=st.integers(1, 12), batch_size=st.integers(1, 15), is_3d=st.booleans())
 def test_the_stream_does_not_depend_on_the_batch_split(m, batch_size, is_3d):
     images = numbered(m, (2, 3, 4, 5) if is_3d else (2, 3, 4))

@@ -35,7 +35,7 @@ def test_an_embedding_has_channels_times_orientations_times_cells_numbers(spatia
     assert torch.isfinite(embeddings).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(gain=st.floats(0.01, 100), offset=st.floats(-100, 100), seed=st.integers(0, 50))
 def test_gain_and_offset_are_forgotten(gain, offset, seed):
     images = _images(2, 24, 24, seed=seed).double()

@@ -93,7 +93,7 @@ def test_shifts_stay_inside_the_bound(max_shift):
 
 
 @given(seed=st.integers(0, 1000), max_shift=st.integers(0, 6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_alignment_never_lowers_the_correlation(seed, max_shift):
     generator = torch.Generator().manual_seed(seed)
     generated, training = torch.rand(5, 1, 10, 11, generator=generator), torch.rand(5, 1, 10, 11, generator=generator)
@@ -117,7 +117,7 @@ def test_identical_and_constant_images_are_not_moved(sides, taper):
 
 
 @given(gain=st.floats(1e-10, 1e10), seed=st.integers(0, 50))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_shift_does_not_depend_on_the_scale_of_intensities(gain, seed):
     training = phantoms(2, (24, 24), seed)
     generated = shift(training, torch.tensor([[2, 1], [-1, 3]]))
@@ -163,7 +163,7 @@ def test_shift_keeps_the_dtype():
 
 
 @given(axes=st.sets(st.integers(0, 2)), seed=st.integers(0, 100))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_mirroring_twice_gives_the_images_back_and_agrees_with_numpy(axes, seed):
     images = torch.rand(2, 1, 3, 4, 5, generator=torch.Generator().manual_seed(seed))
     chosen = tuple(axes)

@@ -119,7 +119,7 @@ def test_where_faiss_holds_everything_the_hits_are_those_of_exact_search(k, grou
     _same(found, ExactIndex(MemoryRows(vectors)).search(queries, k, codes=codes))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     m=st.integers(1, 90),
     d=st.integers(1, 7),

@@ -90,7 +90,7 @@ def _drawn(m, n, d, kinds, seed):
     return queries, vectors, np.random.default_rng(seed).integers(0, max(1, m // 3), m)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn=sets, k=st.integers(1, 65), grouped=st.booleans())
 def test_search_finds_what_a_sort_of_all_pairs_finds(drawn, k, grouped):
     queries, vectors, codes = _drawn(**drawn)
@@ -101,7 +101,7 @@ def test_search_finds_what_a_sort_of_all_pairs_finds(drawn, k, grouped):
     _same(found, _brute_force(queries, vectors, k, codes))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn=sets, threshold=st.sampled_from([-1.5, -1.0, -0.2, 0.0, 0.3, 0.9, 1.0, 1.1]))
 def test_range_search_finds_every_pair_above_the_threshold_in_order(drawn, threshold):
     queries, vectors, _ = _drawn(**drawn)
@@ -113,7 +113,7 @@ def test_range_search_finds_every_pair_above_the_threshold_in_order(drawn, thres
     _same(found, (query, positions[query, rank], similarity[query, rank]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     drawn=sets, sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4), k=st.integers(1, 8), grouped=st.booleans()
 )
@@ -126,7 +126,7 @@ def test_the_cut_into_blocks_does_not_matter_to_the_bit(drawn, sizes, k, grouped
     _same(cut.range_search(queries, 0.4), whole.range_search(queries, 0.4))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(drawn=sets, k=st.integers(1, 8), share=st.floats(0, 1), grouped=st.booleans())
 def test_two_shards_merged_equal_one_index_to_the_bit(drawn, k, share, grouped):
     queries, vectors, codes = _drawn(**drawn)
@@ -143,7 +143,7 @@ def test_two_shards_merged_equal_one_index_to_the_bit(drawn, k, share, grouped):
     _same(merged, ExactIndex(MemoryRows(vectors)).search(queries, k, codes=codes if grouped else None))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(drawn=sets, k=st.integers(1, 8), offset=st.integers(-5, 5))
 def test_the_names_of_groups_do_not_matter(drawn, k, offset):
     queries, vectors, codes = _drawn(**drawn)
@@ -153,7 +153,7 @@ def test_the_names_of_groups_do_not_matter(drawn, k, offset):
     _same(index.search(queries, k, codes=renamed), index.search(queries, k, codes=codes))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(drawn=sets, k=st.integers(1, 8))
 def test_each_query_is_answered_alone_as_among_others(drawn, k):
     queries, vectors, codes = _drawn(**drawn)
@@ -352,7 +352,7 @@ def test_search_leaves_threads_and_random_state_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(d=st.integers(1, 600), p=st.integers(1, 700), seed=st.integers(0, 9))
 def test_the_similarity_of_a_pair_does_not_depend_on_the_other_pairs(d, p, seed):
     queries, vectors = _unit(3, d, seed), _unit(20, d, seed + 1)

@@ -71,7 +71,7 @@ def test_a_module_with_extra_state_has_a_digest():
     assert digest_module(Versioned(1)) != digest_module(Versioned(2))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(values=st.lists(st.floats(allow_nan=False, width=32), min_size=1, max_size=12), data=st.data())
 def test_one_changed_value_changes_an_arrays_digest(values, data):
     array = np.array(values, dtype=np.float32)

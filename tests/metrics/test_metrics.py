@@ -41,7 +41,7 @@ def test_every_public_metric_is_tested_here():
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @given(cuts=st.lists(st.integers(0, 11), max_size=4).map(sorted), seed=st.integers(0, 100))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_value_is_that_of_the_functional_twin_however_batches_are_split(case, cuts, seed):
     samples = case.samples(seed, 11)
     metric = case.metric()

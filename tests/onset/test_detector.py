@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
@@ -68,7 +68,6 @@ def test_the_first_level_is_six_over_pi_squared():
     assert spending_level(1, alpha=1.0) == pytest.approx(0.6079271, abs=1e-7)
 
 
-@settings(deadline=None)
 @given(m=st.integers(1, 60), h=st.integers(1, 60), level=st.floats(1e-6, 0.5))
 def test_copies_to_decide_is_the_first_number_whose_chance_is_small_enough(m, h, level):
     # j patients drawn without replacement from m + h are all training patients with this probability.

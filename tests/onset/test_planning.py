@@ -20,7 +20,7 @@ def test_three_copies_of_64_do_not_exceed_one_percent_and_four_do():
 
 
 @given(num_samples=st.integers(1, 300), tolerance=st.floats(0, 0.9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_number_of_copies_is_the_first_whose_bound_exceeds(num_samples, tolerance):
     exceeding = [count for count in range(num_samples + 1) if estimate_rate(count, num_samples).low > tolerance]
 

@@ -79,7 +79,7 @@ def test_an_evaluation_without_a_control_does_not_break_the_row():
     p_values=st.lists(st.sampled_from([1e-12, 1e-3, 0.5]), max_size=12),
     patience=st.integers(2, 4),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_whoever_is_declared_with_patience_is_declared_without_and_at_that_evaluation_or_before(p_values, patience):
     evaluations = [{"permutation": p_value} for p_value in p_values]
     at_once, later = _saw(evaluations).onset, _saw(evaluations, patience=patience).onset
@@ -114,7 +114,7 @@ def test_what_was_unusual_all_along_is_no_onset_and_what_changes_is():
     position=st.integers(0, 5),
     factor=st.floats(0.01, 1.0),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_stronger_evidence_now_never_hides_an_onset(earlier, position, factor):
     p_value = 1e-3 * 0.1**position
     before = [{"discovery": each, **NONE} for each in earlier]

@@ -58,7 +58,7 @@ def test_two_classes_split_where_otsu_splits():
     np.testing.assert_array_equal(labels.flatten() == 0, best)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(gain=st.sampled_from([0.25, 0.5, 2.0, 1024.0]), offset=st.integers(-4, 4), seed=st.integers(0, 50))
 def test_gain_and_offset_do_not_change_the_label_map(gain, offset, seed):
     # Multiples of 1/64, on which these gains and offsets are exact.

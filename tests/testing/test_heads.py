@@ -21,7 +21,7 @@ def _nearest_correlation(images: Tensor) -> Tensor:
     return correlation.fill_diagonal_(-1).max(1).values
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(first=st.integers(0, 59), count=st.integers(1, 70))
 def test_a_subject_is_the_same_in_whatever_count_it_is_made(population, first, count):
     count = min(count, 60 - first)

@@ -17,7 +17,7 @@ def _altered(name: str, *, spatial: tuple[int, ...] = (12, 12), seed: int = 0) -
     return training[0], planted.images[0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(n=st.integers(0, 30), m=st.integers(1, 8), rate=st.floats(0, 1), seed=st.integers(0, 1000))
 def test_exactly_the_share_asked_for_is_replaced(n, m, rate, seed):
     fresh = _images(n, seed=2)

@@ -34,7 +34,7 @@ def test_the_neighbor_ratio_skips_other_scans_of_the_first_patient():
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_neighbor_measures_agree_with_a_loop(seed):
     distances, groups = random_neighbors(seed)
 
@@ -51,7 +51,7 @@ def test_neighbor_measures_agree_with_a_loop(seed):
 
 @pytest.mark.parametrize("measure", [neighbor_ratio, copy_likeness])
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_neighbor_measures_are_scale_free_and_bounded(measure, scale, seed):
     distances, groups = random_neighbors(seed)
 
@@ -137,7 +137,7 @@ def test_the_calibrated_ratio_of_worked_distances():
 
 
 @given(seed=st.integers(0, 1000), num_neighbors=st.integers(1, 8), alpha=st.floats(0.1, 2))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_calibrated_ratio_agrees_with_a_loop_in_both_readings(seed, num_neighbors, alpha):
     distances, groups = random_neighbors(seed)
     reference = torch.rand(6, 5, generator=torch.Generator().manual_seed(seed))
@@ -158,7 +158,7 @@ def test_the_calibrated_ratio_agrees_with_a_loop_in_both_readings(seed, num_neig
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(1e-3, 1e3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_calibrated_ratio_is_scale_free_and_the_complement_of_the_likeness(seed, scale):
     distances, groups = random_neighbors(seed)
 
@@ -215,7 +215,7 @@ def test_the_calibrated_ratio_names_what_it_refuses(options, message):
 
 @pytest.mark.parametrize("measure", [neighbor_ratio, copy_likeness, calibrated_neighbor_ratio])
 @given(order=st.permutations(range(6)), seed=st.integers(0, 100), names=st.permutations(range(4)))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_neighbor_measures_look_at_each_sample_alone_and_not_at_the_names_of_patients(measure, order, seed, names):
     distances, groups = random_neighbors(seed)
 

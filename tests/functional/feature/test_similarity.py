@@ -134,7 +134,7 @@ def test_a_chunk_that_moved_is_found_at_any_position():
 
 @each_measure
 @given(order=st.permutations(range(6)), seed=st.integers(0, 100))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_pair_has_one_value_whatever_its_batch_and_whichever_comes_first(measure, identical, order, seed):
     generated, training = random_embeddings(seed)
 
@@ -158,7 +158,7 @@ def test_noise_makes_embeddings_less_alike(measure, identical):
 
 @pytest.mark.parametrize("measure", [cosine_similarity, embedding_correlation, MEASURES["chunks"][0]])
 @given(scale=st.floats(1e-25, 1e25), seed=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_angles_are_blind_to_length_and_never_leave_their_range(measure, scale, seed):
     embeddings, _ = random_embeddings(seed, n=4, d=16)
 
@@ -170,7 +170,7 @@ def test_angles_are_blind_to_length_and_never_leave_their_range(measure, scale, 
 
 
 @given(offset=st.floats(-5, 5), seed=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_correlation_is_blind_to_an_offset_and_the_cosine_is_not(offset, seed):
     generated, training = random_embeddings(seed)
 
@@ -187,7 +187,7 @@ def test_the_correlation_is_blind_to_an_offset_and_the_cosine_is_not(offset, see
 
 
 @given(seed=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_distance_of_unit_vectors_follows_from_their_cosine(seed):
     generated, training = (torch.nn.functional.normalize(part) for part in random_embeddings(seed))
 

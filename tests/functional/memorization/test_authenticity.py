@@ -66,7 +66,7 @@ def test_with_groups_a_twin_scan_does_not_make_a_copy_authentic():
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_share_and_its_mirror_image_leave_out_the_ties(pairs):
     first, second = torch.tensor(pairs).float().unbind(1)
 
@@ -76,7 +76,7 @@ def test_the_share_and_its_mirror_image_leave_out_the_ties(pairs):
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 10), further=st.floats(0, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_share_does_not_change_with_the_unit_and_does_not_fall_with_the_distance(seed, scale, further):
     first, second = torch.rand(2, 15, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -37,7 +37,7 @@ def test_well_separated_clusters_are_the_cells_that_scikit_learn_finds():
 
 
 @given(seed=st.integers(0, 1000), num_cells=st.integers(1, 6))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_center_is_the_mean_of_its_cell_and_none_is_empty(seed, num_cells):
     training = normal_set(seed).double()
 
@@ -91,7 +91,7 @@ def test_small_clusters_far_away_get_cells_of_their_own(seed):
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_an_embedding_belongs_to_the_nearest_center(seed):
     embeddings, centers = normal_set(seed), normal_set(seed + 1, n=4)
 
@@ -119,7 +119,7 @@ def test_distances_in_cells_are_those_of_a_search_in_each_cell(structured):
 
 
 @given(seed=st.integers(0, 1000), names=st.permutations(range(3)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_distances_in_cells_are_no_shorter_than_without_and_ignore_the_names_of_cells(seed, names):
     generated, training = normal_set(seed), normal_set(seed + 1)
     generator, names = torch.Generator().manual_seed(seed), torch.tensor(names)

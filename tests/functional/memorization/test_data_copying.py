@@ -25,7 +25,7 @@ def test_the_ct_score_is_negative_where_samples_lie_closer_to_training():
     generated=st.lists(st.integers(0, 6), min_size=1, max_size=12),
     heldout=st.lists(st.integers(0, 6), min_size=1, max_size=12),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_ct_score_squared_is_the_kruskal_wallis_statistic(generated, heldout):
     score = ct_score(torch.tensor(generated).float(), torch.tensor(heldout).float())
 
@@ -61,7 +61,7 @@ def test_the_ct_score_is_the_z_score_of_r():
 
 
 @given(shift=st.floats(0, 2), seed=st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_ct_score_does_not_fall_as_samples_move_away(shift, seed):
     generator = torch.Generator().manual_seed(seed)
     generated, heldout = torch.rand(12, generator=generator), torch.rand(9, generator=generator)
@@ -148,7 +148,7 @@ def test_copying_and_underfitting_that_cancel_in_one_cell_show_in_two():
 
 
 @given(seed=st.integers(0, 1000), offset=st.integers(-5, 5), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_ct_score_in_cells_ignores_the_order_of_images_and_the_names_of_cells(seed, offset, data):
     generator = torch.Generator().manual_seed(seed)
     distances, heldout = torch.rand(12, generator=generator), torch.rand(10, generator=generator)

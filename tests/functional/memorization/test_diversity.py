@@ -35,7 +35,7 @@ def test_replicated_images_and_patients_of_worked_matches_are_counted_once():
 
 @pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS.keys())
 @given(pairs=st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=20), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_count_is_that_of_a_set_in_any_order(count, pairs, data):
     pairs = data.draw(st.permutations(pairs))
     matches = torch.tensor([match for match, _ in pairs], dtype=torch.long)
@@ -105,7 +105,7 @@ def test_the_mean_coverage_over_every_split_of_a_set_is_that_of_the_paper():
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_more_samples_and_wider_neighborhoods_do_not_lower_the_coverage(seed):
     generated, training = normal_sets(seed)
 
@@ -118,7 +118,7 @@ def test_more_samples_and_wider_neighborhoods_do_not_lower_the_coverage(seed):
 
 
 @given(seed=st.integers(0, 1000), offset=st.floats(-10, 10), scale=st.floats(0.1, 10), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_coverage_ignores_order_origin_and_scale(seed, offset, scale, data):
     generated, training = (each.double() for each in normal_sets(seed))
     order = torch.tensor(data.draw(st.permutations(range(len(training)))))
@@ -203,7 +203,7 @@ def test_the_self_similarity_agrees_with_scikit_learn(structured):
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 10), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_self_similarity_ignores_order_and_length_and_does_not_fall_with_more_neighbors(seed, scale, data):
     generated, _ = normal_sets(seed)
     order = torch.tensor(data.draw(st.permutations(range(len(generated)))))

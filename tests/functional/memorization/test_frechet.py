@@ -67,7 +67,7 @@ def test_the_frechet_distance_of_fewer_images_than_dimensions_is_that_of_the_spa
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 10), offset=st.floats(-100, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_frechet_distance_is_symmetric_and_scales_with_the_square(seed, scale, offset):
     generated, training = normal_sets(seed)
     turn = rotation(seed, 5, 5)
@@ -82,7 +82,7 @@ def test_the_frechet_distance_is_symmetric_and_scales_with_the_square(seed, scal
 
 
 @given(seed=st.integers(0, 1000), offset=st.floats(-1e4, 1e4), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_frechet_distance_of_a_set_to_itself_in_any_order_is_0(seed, offset, data):
     _, training = normal_sets(seed, m=12)
     order = torch.tensor(data.draw(st.permutations(range(12))))
@@ -115,7 +115,7 @@ def test_the_memorization_distance_is_over_samples_and_cannot_be_swapped():
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_memorization_distance_agrees_with_scikit_learn(seed):
     generated, training = normal_sets(seed)
 
@@ -125,7 +125,7 @@ def test_the_memorization_distance_agrees_with_scikit_learn(seed):
 
 
 @given(seed=st.integers(0, 1000), scale=st.floats(-10, -0.1) | st.floats(0.1, 10), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_memorization_distance_ignores_length_sign_and_order(seed, scale, data):
     generated, training = normal_sets(seed, n=10)
     order = torch.tensor(data.draw(st.permutations(range(10))))

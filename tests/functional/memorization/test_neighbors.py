@@ -59,7 +59,7 @@ def test_the_distances_agree_with_scikit_learn(structured):
 
 
 @given(seed=st.integers(0, 1000), groups=st.integers(2, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_distances_with_groups_are_those_of_every_pair_compared(seed, groups):
     generated, training = normal_sets(seed)
     training_groups = torch.arange(len(training)) % groups
@@ -75,7 +75,7 @@ def test_the_distances_with_groups_are_those_of_every_pair_compared(seed, groups
 
 
 @given(seed=st.integers(0, 1000), rows=st.integers(1, 4), columns=st.integers(1, 4), count=st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_size_of_the_blocks_changes_nothing(seed, rows, columns, count):
     generated, training = normal_sets(seed)
     groups = {"query_groups": torch.arange(7) % 3, "reference_groups": torch.arange(9) % 3}
@@ -93,7 +93,7 @@ def test_the_size_of_the_blocks_changes_nothing(seed, rows, columns, count):
 
 
 @given(seed=st.integers(0, 1000), offset=st.floats(-1000, 1000), scale=st.floats(0.1, 10))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_distances_do_not_change_with_the_origin_and_grow_with_the_scale(seed, offset, scale):
     generated, training = (each.double() for each in normal_sets(seed))
 
@@ -104,7 +104,7 @@ def test_the_distances_do_not_change_with_the_origin_and_grow_with_the_scale(see
 
 
 @given(seed=st.integers(0, 1000), cut=st.integers(0, 7), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_distances_ignore_the_batches_of_samples_and_the_order_of_training_images(seed, cut, data):
     generated, training = normal_sets(seed)
     order = torch.tensor(data.draw(st.permutations(range(len(training)))))
@@ -183,7 +183,7 @@ def test_images_of_the_own_group_do_not_stand_in_for_missing_neighbors():
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_largest_cosine_is_that_of_numpy(seed):
     generated, training = (each.double().numpy() for each in normal_sets(seed))
     lengths = np.outer(np.linalg.norm(generated, axis=1), np.linalg.norm(training, axis=1))

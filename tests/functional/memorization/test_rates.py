@@ -20,7 +20,7 @@ def test_the_replica_rate_of_worked_scores():
 
 
 @given(scores=st.lists(st.integers(0, 10), max_size=30), threshold=st.integers(0, 10).map(float))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_replica_rate_falls_with_the_threshold_and_ignores_order(scores, threshold):
     forward, backward = torch.tensor(scores).float(), torch.tensor(scores[::-1]).float()
 
@@ -47,7 +47,7 @@ def test_the_neighbor_ratio_fraction_leaves_out_samples_without_a_ratio():
 
 
 @given(ratios=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30), threshold=st.floats(0.01, 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_neighbor_ratio_fraction_agrees_with_numpy(ratios, threshold):
     expected = np.mean(np.array(ratios, dtype=np.float32) < np.float32(threshold))
 
@@ -69,7 +69,7 @@ def test_the_share_closer_to_training_of_worked_distances():
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_shares_closer_to_either_set_sum_to_1(pairs):
     training, heldout = torch.tensor(pairs).float().unbind(1)
 
@@ -91,7 +91,7 @@ def test_the_share_closer_to_training_needs_both_distances_of_every_sample():
 
 
 @given(data=st.data(), confidence=st.sampled_from([0.8, 0.95, 0.99]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_interval_of_the_replica_rate_is_scipys_exact_one(data, confidence):
     is_replica = data.draw(st.lists(st.booleans(), min_size=1, max_size=40))
 
@@ -122,7 +122,7 @@ def test_every_floating_dtype_gives_the_same_shares(dtype):
 
 
 @given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_share_closer_to_training_is_half_of_one_minus_the_mean_sign(pairs):
     training, heldout = torch.tensor(pairs).float().unbind(1)
 

@@ -51,7 +51,7 @@ def test_three_hits_on_two_training_patients_of_ten_are_counted_by_hand():
 
 
 @given(split=splits(), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_p_value_is_the_share_of_all_splits_that_are_as_extreme(split, data):
     weights, groups, training, total = split
     every_split = list(itertools.combinations(range(total), training))
@@ -64,7 +64,7 @@ def test_the_p_value_is_the_share_of_all_splits_that_are_as_extreme(split, data)
 
 
 @given(split=splits())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_under_the_null_the_p_value_is_valid_at_every_level(split):
     weights, groups, training, total = split
     p_values = np.array([p_value_of(weights, groups, s, total) for s in itertools.combinations(range(total), training)])
@@ -74,7 +74,7 @@ def test_under_the_null_the_p_value_is_valid_at_every_level(split):
 
 
 @given(split=splits())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_attainable_p_value_is_the_smallest_over_all_splits(split):
     weights, groups, training, total = split
     smallest = min(p_value_of(weights, groups, s, total) for s in itertools.combinations(range(total), training))
@@ -93,7 +93,7 @@ def test_the_attainable_p_value_is_a_product_over_the_patients_hit():
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_with_one_weight_and_one_hit_each_the_test_is_fishers(seed):
     rng = np.random.default_rng(seed)
     total, training, n = 300, 180, 40
@@ -150,7 +150,7 @@ def test_copies_are_seen_through_the_weights():
 
 
 @given(split=splits(), offset=st.integers(-1000, 1000), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_p_value_ignores_the_order_of_samples_and_the_names_of_patients(split, offset, data):
     weights, groups, training, total = split
     order = torch.tensor(data.draw(st.permutations(range(len(weights)))), dtype=torch.long)
@@ -296,7 +296,7 @@ def test_of_samples_that_lean_chance_is_taken_off(towards_training, towards_held
 
 
 @given(seed=st.integers(0, 999), n=st.integers(1, 200), training=st.integers(1, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_rate_never_falls_where_a_sample_leans_towards_training_instead(seed, n, training):
     generator = torch.Generator().manual_seed(seed)
     is_copylike, is_training = torch.rand((2, n), generator=generator) < 0.5

@@ -62,7 +62,7 @@ def test_the_value_is_the_harmonic_mean_of_shares_of_skeletons(shape):
 
 
 @given(seed=st.integers(0, 1000), axes=st.integers(2, 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_value_is_a_share_and_1_for_copies(seed, axes):
     for pair in (random_label_maps, structured_label_maps):
         generated, training = pair(seed, (2, 9, 8, 7)[: axes + 1], 3)
@@ -139,7 +139,7 @@ def test_a_tube_of_even_width_beside_others_is_not_lost():
 
 
 @given(bits=st.integers(1, 2**12 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_component_of_every_mask_keeps_a_centerline(bits):
     mask = ((bits >> np.arange(12)) & 1).astype(bool).reshape(2, 2, 3)
 

@@ -70,7 +70,7 @@ def test_a_label_that_neither_map_has_is_nan_and_one_that_one_map_has_gets_the_w
 
 @named(PER_LABEL)
 @given(seed=st.integers(0, 200))
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_the_value_does_not_depend_on_the_order_of_the_pair_nor_on_the_other_pairs(measure, seed):
     keywords, _ = PER_LABEL[measure]
     generated, training = structured_label_maps(seed, (4, 8, 9), 4)
@@ -227,7 +227,7 @@ def test_the_spacing_has_no_default(measure):
 
 @pytest.mark.parametrize("measure", [centroid_distance, hausdorff_distance_95])
 @given(seed=st.integers(0, 200), scale=st.floats(0.01, 100))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_distances_scale_with_the_voxel(measure, seed, scale):
     generated, training = structured_label_maps(seed, (2, 6, 7, 5))
 

@@ -93,7 +93,7 @@ def test_the_assignment_of_the_largest_sum_may_leave_out_the_best_pair():
 
 @pytest.mark.parametrize("min_dice", [0.05, 0.5, 2 / 3])
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_matches_are_the_best_assignment_of_all_pairs_of_components(min_dice, seed):
     generated, training = (each[0] == 1 for each in structured_label_maps(seed, (1, 14, 16), 3))
     table = dice_of_all_pairs(generated, training)
@@ -112,7 +112,7 @@ def test_matches_are_the_best_assignment_of_all_pairs_of_components(min_dice, se
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_numbers_volumes_and_middles_are_those_of_scikit_image(seed):
     generated, training = scattered_lesions(seed)
     spacing_mm = (0.7, 1.1, 3.0)
@@ -130,7 +130,7 @@ def test_numbers_volumes_and_middles_are_those_of_scikit_image(seed):
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_swapped_arguments_swap_the_sides_of_every_match(seed):
     generated, training = scattered_lesions(seed)
 
@@ -148,7 +148,7 @@ def test_swapped_arguments_change_the_share():
 
 
 @given(seed=st.integers(0, 10_000), axis=st.integers(0, 2))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_share_does_not_change_when_both_maps_are_mirrored_and_is_1_for_copies(seed, axis):
     generated, training = scattered_lesions(seed)
 

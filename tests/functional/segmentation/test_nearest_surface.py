@@ -42,7 +42,7 @@ def assert_exact(first: np.ndarray, second: np.ndarray, spacing_mm: tuple[float,
     share=st.sampled_from([0.01, 0.1, 0.5, 1.0]),
     spacing=st.lists(st.sampled_from([0.1, 0.7, 1.0, 3.0, 40.0]), min_size=3, max_size=3),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_distances_are_the_smallest_of_all(seed, shape, share, spacing):
     first, second = random_mask(seed, shape, share), random_mask(seed + 1, shape, 0.2)
 
@@ -65,7 +65,7 @@ def test_distances_are_exact_between_surfaces_near_and_far(first, second, spacin
 
 
 @given(seed=st.integers(0, 10_000), shape=st.lists(st.integers(1, 7), min_size=2, max_size=3).map(tuple))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_surface_is_what_an_erosion_takes_away(seed, shape):
     mask = random_mask(seed, shape, 0.8)
 
@@ -73,7 +73,7 @@ def test_the_surface_is_what_an_erosion_takes_away(seed, shape):
 
 
 @given(seed=st.integers(0, 10_000), shape=st.lists(st.integers(1, 7), min_size=2, max_size=3).map(tuple))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_box_is_the_smallest_that_holds_the_mask(seed, shape):
     mask = random_mask(seed, shape, 0.1)
 

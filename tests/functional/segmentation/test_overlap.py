@@ -32,7 +32,7 @@ def test_dice_agrees_with_monai(pair, shape):
 
 
 @given(seed=st.integers(0, 1000), labels=st.integers(2, 6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_dice_agrees_with_sets_of_voxels(seed, labels):
     generated, training = random_label_maps(seed, (3, 2, 2), labels)
 
@@ -48,7 +48,7 @@ def test_dice_agrees_with_sets_of_voxels(seed, labels):
 
 
 @given(seed=st.integers(0, 1000), relabelling=st.permutations(range(1, 5)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_mean_dice_does_not_depend_on_order_of_labels_voxels_or_pair(seed, relabelling):
     generated, training = random_label_maps(seed)
     names = torch.tensor([0, *relabelling])
@@ -141,7 +141,7 @@ def test_volumetric_similarity_of_a_worked_pair():
 
 
 @given(seed=st.integers(0, 1000), labels=st.integers(2, 6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_volumetric_similarity_is_one_minus_the_difference_of_volumes_over_their_sum(seed, labels):
     generated, training = random_label_maps(seed, (3, 2, 2), labels)
 
@@ -155,7 +155,7 @@ def test_volumetric_similarity_is_one_minus_the_difference_of_volumes_over_their
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_volumetric_similarity_does_not_depend_on_where_voxels_lie_nor_on_the_order_of_the_pair(seed):
     generated, training = random_label_maps(seed, (2, 5, 6, 4))
     order = torch.randperm(120, generator=torch.Generator().manual_seed(seed))

@@ -31,7 +31,7 @@ def test_middles_are_the_centers_of_mass_of_scipy(pair, shape):
 
 
 @given(shift=st.tuples(*[st.integers(-3, 3)] * 3), seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_moved_copy_is_as_far_away_as_it_was_moved(shift, seed):
     patient = torch.nn.functional.pad(structured_label_maps(seed, (1, 5, 6, 4))[1], (3,) * 6)
 
@@ -42,7 +42,7 @@ def test_a_moved_copy_is_as_far_away_as_it_was_moved(shift, seed):
 
 
 @given(seed=st.integers(0, 1000), axis=st.integers(1, 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_mirroring_both_maps_changes_nothing(seed, axis):
     generated, training = structured_label_maps(seed, (2, 5, 6, 4))
 

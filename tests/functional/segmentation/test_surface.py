@@ -60,7 +60,7 @@ def test_absent_labels_have_the_values_of_monai_but_for_nan_where_only_one_map_h
 
 
 @given(seed=st.integers(0, 1000), spacing_mm=st.tuples(*[st.floats(0.2, 5.0)] * 3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_largest_distances_are_the_directed_hausdorff_distances_of_scipy(seed, spacing_mm):
     generated, training = structured_label_maps(seed, (1, 7, 9, 8), 2)
 
@@ -149,7 +149,7 @@ def test_one_search_gives_what_the_two_measures_give():
 
 
 @given(seed=st.integers(0, 1000), shift=st.tuples(st.integers(-2, 2), st.integers(-2, 2)), axis=st.integers(1, 2))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_values_do_not_change_when_both_maps_are_moved_or_mirrored(seed, shift, axis):
     generated, training = (
         torch.nn.functional.pad(each, (3, 3, 3, 3)) for each in structured_label_maps(seed, (2, 8, 9))
@@ -163,7 +163,7 @@ def test_values_do_not_change_when_both_maps_are_moved_or_mirrored(seed, shift, 
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_surface_dice_is_a_share_that_grows_with_the_tolerance_and_is_1_for_copies(seed):
     generated, training = structured_label_maps(seed)
 

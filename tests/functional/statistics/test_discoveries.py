@@ -45,7 +45,7 @@ def test_discoveries_of_the_example_of_benjamini_and_hochberg():
 
 
 @given(p_values=P_VALUES, fdr=st.sampled_from([0.05, 0.1, 0.25, 0.5]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_discoveries_agree_with_exact_fractions(p_values, fdr):
     exact = [Fraction(round(p * 20), 20) for p in p_values]
     level, n = Fraction(fdr).limit_denominator(100), len(p_values)
@@ -57,7 +57,7 @@ def test_discoveries_agree_with_exact_fractions(p_values, fdr):
 
 
 @given(p_values=P_VALUES, fdr=st.sampled_from([0.05, 0.1, 0.25, 0.5]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_discoveries_are_those_of_scipys_adjusted_p_values(p_values, fdr):
     adjusted = stats.false_discovery_control(p_values)
 
@@ -65,7 +65,7 @@ def test_discoveries_are_those_of_scipys_adjusted_p_values(p_values, fdr):
 
 
 @given(p_values=P_VALUES, fdr=st.sampled_from([0.05, 0.1, 0.25, 0.5]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_simes_passes_exactly_where_there_is_a_discovery(p_values, fdr):
     assert (simes_p_value(vector(p_values)) <= fdr + 1e-9) == bool(benjamini_hochberg(vector(p_values), fdr=fdr).any())
     assert simes_p_value(vector(p_values)) == pytest.approx(min(stats.false_discovery_control(p_values)))
@@ -125,7 +125,7 @@ def test_discoveries_are_the_features_that_scikit_learn_selects(seed, kind):
 
 
 @given(p_values=P_VALUES, seed=st.integers(0, 100))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_discoveries_move_with_their_p_values(p_values, seed):
     order = torch.randperm(len(p_values), generator=torch.Generator().manual_seed(seed))
 
@@ -135,7 +135,7 @@ def test_discoveries_move_with_their_p_values(p_values, seed):
 
 
 @given(p_values=P_VALUES, shares=st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=12, max_size=12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_smaller_p_values_and_larger_rates_lose_no_discovery(p_values, shares):
     found = benjamini_hochberg(vector(p_values), fdr=0.25)
 

@@ -21,7 +21,7 @@ def test_the_interval_of_0_in_50_is_not_a_point():
 
 
 @given(trials=st.integers(1, 300), data=st.data(), confidence=st.sampled_from([0.8, 0.95, 0.999]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_bounds_leave_half_the_error_in_each_binomial_tail(trials, data, confidence):
     successes = data.draw(st.integers(0, trials))
     low, high = clopper_pearson_interval(successes, trials, confidence=confidence)
@@ -81,7 +81,7 @@ def test_the_interval_agrees_with_r(successes, trials, confidence, expected):
 
 
 @given(trials=st.integers(1, 200), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_failures_have_the_mirrored_interval_of_successes(trials, data):
     successes = data.draw(st.integers(0, trials))
     low, high = clopper_pearson_interval(successes, trials)
@@ -90,7 +90,7 @@ def test_failures_have_the_mirrored_interval_of_successes(trials, data):
 
 
 @given(trials=st.integers(1, 200), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_interval_rises_with_successes_falls_with_failures_and_widens_with_confidence(trials, data):
     successes = data.draw(st.integers(0, trials - 1))
     low, high = clopper_pearson_interval(successes, trials)

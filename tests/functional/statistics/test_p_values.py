@@ -27,7 +27,7 @@ def test_conformal_p_values_of_worked_scores():
 
 
 @given(seed=st.integers(0, 1000), m=st.integers(1, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_conformal_p_values_agree_with_counting(seed, m):
     generator = torch.Generator().manual_seed(seed)
     scores, control = (
@@ -41,7 +41,7 @@ def test_conformal_p_values_agree_with_counting(seed, m):
 
 
 @given(values=st.lists(st.integers(0, 5), min_size=2, max_size=12), numerator=st.integers(1, 20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_conformal_p_values_of_exchangeable_scores_are_valid(values, numerator):
     # Each of the values takes its turn as the sample, the others are the control.
     p_values = [
@@ -94,7 +94,7 @@ def test_conformal_p_values_agree_with_the_percentiles_of_scipy(control):
 
 
 @given(seed=st.integers(0, 1000), cut=st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_conformal_p_values_depend_on_neither_batches_nor_the_order_of_the_control(seed, cut):
     scores, control = ties(seed, 9), ties(seed + 1, 15)
     shuffled = control[torch.randperm(15, generator=torch.Generator().manual_seed(seed))]
@@ -106,7 +106,7 @@ def test_conformal_p_values_depend_on_neither_batches_nor_the_order_of_the_contr
 
 
 @given(seed=st.integers(0, 1000), scale=st.sampled_from([0.25, 1.0, 8.0]), offset=st.integers(-4, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_conformal_p_values_depend_on_the_order_of_scores_alone(seed, scale, offset):
     scores, control = ties(seed, 9).double(), ties(seed + 1, 15).double()
 
@@ -117,7 +117,7 @@ def test_conformal_p_values_depend_on_the_order_of_scores_alone(seed, scale, off
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_larger_score_has_no_larger_p_value_and_a_larger_control_score_no_smaller(seed):
     scores, control = ties(seed, 9), ties(seed + 1, 15)
 
@@ -173,7 +173,7 @@ def test_the_simes_p_value_of_the_example_of_benjamini_and_hochberg_agrees_with_
 
 
 @given(p_values=st.lists(st.floats(0, 1), min_size=1, max_size=12), seed=st.integers(0, 100))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_simes_p_value_lies_between_the_smallest_one_and_that_of_bonferroni_in_any_order(p_values, seed):
     shuffled = vector(p_values)[torch.randperm(len(p_values), generator=torch.Generator().manual_seed(seed))]
 

@@ -27,7 +27,7 @@ def vector(values: list[float]) -> torch.Tensor:
 
 
 @given(control_size=st.integers(1, 300), num_samples=st.integers(1, 100), fdr=st.sampled_from([0.01, 0.05, 0.1, 0.5]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_fewest_discoveries_are_accepted_and_one_less_is_not(control_size, num_samples, fdr):
     fewest = minimum_discoveries(control_size, num_samples, fdr=fdr)
     smallest = 1 / (1 + control_size)
@@ -72,7 +72,7 @@ def test_the_samples_that_are_required_agree_with_r(max_rate, successes, confide
 
 
 @given(successes=st.integers(0, 30), more=st.integers(1, 400), confidence=st.sampled_from([0.8, 0.95, 0.99]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_upper_bound_of_so_many_samples_asks_for_just_as_many(successes, more, confidence):
     bound = clopper_pearson_interval(successes, successes + more, confidence=confidence)[1]
 
@@ -80,7 +80,7 @@ def test_the_upper_bound_of_so_many_samples_asks_for_just_as_many(successes, mor
 
 
 @given(max_rate=st.floats(1e-4, 0.99), successes=st.integers(0, 30))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_so_many_samples_bound_the_rate_and_one_less_does_not(max_rate, successes):
     enough = required_samples(max_rate, successes=successes)
 
@@ -89,7 +89,7 @@ def test_so_many_samples_bound_the_rate_and_one_less_does_not(max_rate, successe
 
 
 @given(max_rate=st.floats(1e-3, 0.5), successes=st.integers(0, 20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_tighter_bound_more_replicas_and_more_confidence_take_more_samples(max_rate, successes):
     enough = required_samples(max_rate, successes=successes)
 
@@ -110,7 +110,7 @@ def test_rates_that_no_number_of_samples_bounds_are_refused(max_rate):
 
 
 @given(num_samples=SAMPLES, data=st.data(), fdr=RATES)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_so_many_heldout_patients_allow_so_few_discoveries_and_one_less_does_not(num_samples, data, fdr):
     discoveries = data.draw(st.integers(1, num_samples))
 
@@ -122,7 +122,7 @@ def test_so_many_heldout_patients_allow_so_few_discoveries_and_one_less_does_not
 
 
 @given(control_size=CONTROLS, discoveries=st.integers(1, 30), fdr=RATES)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_so_many_samples_allow_so_few_discoveries_and_one_more_does_not(control_size, discoveries, fdr):
     most = maximum_samples(control_size, discoveries, fdr=fdr)
 
@@ -132,7 +132,7 @@ def test_so_many_samples_allow_so_few_discoveries_and_one_more_does_not(control_
 
 
 @given(num_samples=SAMPLES, data=st.data(), fdr=st.sampled_from([0.01, 0.05, 0.1, 0.5]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_copies_are_discovered_with_the_required_patients_and_not_with_one_less(num_samples, data, fdr):
     discoveries = data.draw(st.integers(1, num_samples))
     patients = required_heldout(num_samples, discoveries, fdr=fdr)
@@ -145,7 +145,7 @@ def test_copies_are_discovered_with_the_required_patients_and_not_with_one_less(
 
 
 @given(control_size=CONTROLS, num_samples=SAMPLES, fdr=RATES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_more_patients_ask_for_no_more_discoveries_and_more_samples_for_no_fewer(control_size, num_samples, fdr):
     fewest = minimum_discoveries(control_size, num_samples, fdr=fdr)
 
@@ -191,7 +191,7 @@ def test_the_probability_of_a_discovery_agrees_with_r():
     control_size=st.integers(1, 60),
     fdr=st.sampled_from([0.1, 0.5]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_probability_of_a_discovery_is_that_of_the_numbers_of_copies_that_make_one(
     rate, num_samples, control_size, fdr
 ):
@@ -208,7 +208,7 @@ def test_the_probability_of_a_discovery_is_that_of_the_numbers_of_copies_that_ma
 
 
 @given(rate=st.floats(0, 0.9), num_samples=SAMPLES, control_size=CONTROLS, fdr=st.sampled_from([0.05, 0.2]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_more_copies_and_more_patients_make_a_discovery_no_less_likely(rate, num_samples, control_size, fdr):
     found = discovery_probability(rate, num_samples=num_samples, control_size=control_size, fdr=fdr)
     more_copies = discovery_probability(rate + 0.1, num_samples=num_samples, control_size=control_size, fdr=fdr)

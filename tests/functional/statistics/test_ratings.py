@@ -49,7 +49,7 @@ def test_the_optimal_threshold_of_worked_ratings():
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_threshold_does_better_and_no_higher_one_as_well(seed):
     scores, labels = random_ratings(seed)
     accuracy, threshold = balanced_accuracy_at_optimal_threshold(scores, labels)
@@ -64,7 +64,7 @@ def test_no_threshold_does_better_and_no_higher_one_as_well(seed):
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_out_of_sample_accuracy_agrees_with_leaving_out_by_hand(seed):
     scores, labels = random_ratings(seed)
 
@@ -151,7 +151,7 @@ def test_sensitivity_specificity_and_the_optimal_threshold_agree_with_r():
 
 
 @given(seed=st.integers(0, 1000), threshold=st.sampled_from([-math.inf, 0.25, 0.6, 1.0, math.inf]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sensitivity_and_specificity_agree_with_scikit_learn(seed, threshold):
     scores, labels = random_ratings(seed)
     called = (scores >= threshold).numpy()
@@ -164,7 +164,7 @@ def test_sensitivity_and_specificity_agree_with_scikit_learn(seed, threshold):
 
 
 @given(seed=st.integers(0, 1000), low=st.integers(0, 8), raised=st.integers(0, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_higher_threshold_is_no_more_sensitive_and_no_less_specific(seed, low, raised):
     scores, labels = random_ratings(seed)
 
@@ -175,7 +175,7 @@ def test_a_higher_threshold_is_no_more_sensitive_and_no_less_specific(seed, low,
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sensitivity_becomes_specificity_where_scores_and_ratings_are_turned_round(seed):
     scores, labels = random_ratings(seed)
 
@@ -205,7 +205,7 @@ def test_a_threshold_of_nan_is_refused():
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_optimal_threshold_reaches_its_accuracy_in_the_precision_of_the_scores(dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(30) % 3 == 0
@@ -219,7 +219,7 @@ def test_the_optimal_threshold_reaches_its_accuracy_in_the_precision_of_the_scor
 
 
 @given(seed=st.integers(0, 1000), scale=st.sampled_from([0.25, 1.0, 8.0]), offset=st.integers(-4, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_accuracies_depend_on_neither_scale_and_offset_nor_the_order_of_images(seed, scale, offset):
     scores, labels = random_ratings(seed)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -232,7 +232,7 @@ def test_accuracies_depend_on_neither_scale_and_offset_nor_the_order_of_images(s
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_more_noise_between_ranks_never_separates_better(seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(40) < 15
@@ -275,7 +275,7 @@ def test_zeros_of_either_sign_are_one_score():
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(3, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_leaving_out_groups_agrees_with_the_splits_of_scikit_learn(seed, count):
     scores, labels = random_ratings(seed)
     groups = torch.arange(12) % count * 7 - 3
@@ -290,7 +290,7 @@ def test_leaving_out_groups_agrees_with_the_splits_of_scikit_learn(seed, count):
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_groups_of_one_image_each_are_left_out_like_images(seed):
     scores, labels = random_ratings(seed)
     groups = torch.randperm(12, generator=torch.Generator().manual_seed(seed))

@@ -96,7 +96,7 @@ def test_the_area_and_its_interval_agree_with_proc(scores, labels, confidence, e
 
 
 @given(seed=st.integers(0, 1000), levels=st.sampled_from([2, 9, 1000]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_area_agrees_with_scikit_learn_and_the_statistic_of_mann_and_whitney(seed, levels):
     scores, labels = random_ratings(seed, levels=levels)
 
@@ -108,7 +108,7 @@ def test_the_area_agrees_with_scikit_learn_and_the_statistic_of_mann_and_whitney
 
 
 @given(seed=st.integers(0, 1000), levels=st.sampled_from([3, 9, 1000]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_interval_is_that_of_comparing_every_copy_with_every_other(seed, levels):
     scores, labels = random_ratings(seed, levels=levels)
     copies, others = scores[labels].numpy()[:, None], scores[~labels].numpy()
@@ -154,7 +154,7 @@ def test_a_single_copy_has_the_interval_of_newcombe():
 
 
 @given(copies=st.integers(1, 60), others=st.integers(1, 60), confidence=st.sampled_from([0.5, 0.95, 0.9999]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_lower_bound_of_separated_scores_is_below_1_and_rises_with_ratings(copies, others, confidence):
     low = area_under_roc(ratings(copies, others).double(), ratings(copies, others), confidence=confidence).low
 
@@ -166,7 +166,7 @@ def test_the_lower_bound_of_separated_scores_is_below_1_and_rises_with_ratings(c
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_area_of_ratings_turned_round_is_the_rest(seed):
     scores, labels = random_ratings(seed)
     low, value, high = bounds(area_under_roc(scores, labels))
@@ -176,7 +176,7 @@ def test_the_area_of_ratings_turned_round_is_the_rest(seed):
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_area_depends_on_the_order_of_scores_alone(seed):
     scores, labels = random_ratings(seed)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -189,7 +189,7 @@ def test_the_area_depends_on_the_order_of_scores_alone(seed):
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_interval_holds_the_area_widens_with_confidence_and_narrows_with_ratings(seed):
     scores, labels = random_ratings(seed, n=20)
     found = area_under_roc(scores, labels, confidence=0.8)
@@ -203,7 +203,7 @@ def test_the_interval_holds_the_area_widens_with_confidence_and_narrows_with_rat
 
 
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_more_of_the_same_noise_never_raises_the_area(seed):
     labels = ratings(10, 20)
     noise = torch.randn(30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

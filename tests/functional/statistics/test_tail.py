@@ -45,7 +45,7 @@ def test_an_enormous_score_has_a_p_value_above_zero() -> None:
     assert tail_p_value(torch.tensor([1e300], dtype=torch.float64), torch.arange(200.0)).item() > 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100.0), offset=st.floats(-10.0, 10.0))
 def test_the_p_value_does_not_depend_on_scale_and_offset(seed: int, scale: float, offset: float) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ def test_the_p_value_does_not_depend_on_scale_and_offset(seed: int, scale: float
     assert torch.allclose(moved, tail_p_value(scores, control), rtol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 300))
 def test_a_larger_score_never_has_a_larger_p_value_and_none_exceeds_the_conformal_one(seed: int, count: int) -> None:
     control = torch.randn(count, generator=torch.Generator().manual_seed(seed))
@@ -125,7 +125,7 @@ def test_the_tail_agrees_with_r(control: torch.Tensor, scores: list[float], expe
     assert found.tolist() == pytest.approx(expected, rel=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), count=st.integers(20, 300), heavy=st.booleans())
 def test_the_tail_agrees_with_the_pareto_distribution_of_scipy(seed: int, count: int, heavy: bool) -> None:
     generator = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ def test_the_tail_agrees_with_the_pareto_distribution_of_scipy(seed: int, count:
     assert found.numpy() == pytest.approx(np.minimum(tail, 1 / (count + 1)), rel=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), cut=st.integers(0, 12))
 def test_the_tail_depends_on_neither_batches_nor_the_order_of_the_control(seed: int, cut: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -37,7 +37,7 @@ def test_correlation_agrees_with_numpy(pair, shape):
     offset=st.floats(-100, 100),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_correlation_is_blind_to_brightness_and_contrast(scale, offset, seed):
     generated, training = random_pair((2, 1, 8, 8), seed)
 
@@ -48,7 +48,7 @@ def test_correlation_is_blind_to_brightness_and_contrast(scale, offset, seed):
 
 
 @given(seed=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_correlation_lies_between_minus_1_and_1_and_changes_sign_with_the_contrast(seed):
     generated, training = random_pair((2, 1, 3, 2), seed)
 
@@ -122,7 +122,7 @@ def test_all_pairs_do_not_change_with_the_size_of_the_blocks(monkeypatch):
 
 
 @given(n=st.integers(0, 3), m=st.integers(0, 4), seed=st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_all_pairs_have_a_row_per_sample_and_transpose_with_the_roles(n, m, seed):
     images = torch.rand(n + m, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
 

@@ -58,7 +58,7 @@ def test_the_signal_to_noise_ratio_agrees_with_monai_and_scikit_image(pair, shap
 
 
 @given(factor=st.floats(-8, 8, width=32), seed=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_errors_scale_with_the_images_and_are_ordered(factor, seed):
     generated, training = random_pair((2, 1, 5, 5), seed)
 
@@ -70,7 +70,7 @@ def test_errors_scale_with_the_images_and_are_ordered(factor, seed):
 
 
 @given(factor=st.floats(0.01, 100), seed=st.integers(0, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_signal_to_noise_ratio_does_not_change_with_the_unit_of_intensity(factor, seed):
     generated, training = random_pair((2, 1, 5, 5), seed)
 

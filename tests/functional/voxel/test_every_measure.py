@@ -63,7 +63,7 @@ def test_identical_images_have_the_best_value(measure, identical, nothing):
 
 @each_measure
 @given(order=st.permutations(range(5)), seed=st.integers(0, 100))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_a_pair_has_one_value_whatever_its_batch_and_its_order(measure, identical, nothing, order, seed):
     generated, training = random_pair((5, 1, 12, 12), seed)
 

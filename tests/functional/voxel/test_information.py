@@ -40,7 +40,7 @@ def test_information_agrees_with_scikit_image(pair, shape, bins):
 
 
 @given(bins=st.integers(2, 12), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_arithmetic_information_agrees_with_scikit_learn_on_labels(bins, seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, bins, (2, 60))
@@ -55,7 +55,7 @@ def test_arithmetic_information_agrees_with_scikit_learn_on_labels(bins, seed):
 
 
 @given(bins=st.integers(2, 40), seed=st.integers(0, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_each_normalisation_follows_from_the_other_and_stays_in_range(bins, seed):
     generated, training = random_pair((2, 1, 9, 7), seed)
 
@@ -67,7 +67,7 @@ def test_each_normalisation_follows_from_the_other_and_stays_in_range(bins, seed
 
 
 @given(relabelling=st.permutations(range(6)), gain=st.floats(0.1, 100), offset=st.floats(-100, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_information_is_blind_to_any_recolouring(relabelling, gain, offset):
     labels = torch.arange(6).repeat(6).reshape(1, 1, 6, 6)
     noisy = (labels + torch.randint(0, 2, labels.shape, generator=torch.Generator().manual_seed(0))).clamp(max=5)

@@ -104,7 +104,7 @@ def test_structural_similarity_of_two_blank_images_is_1_and_their_correlation_0(
 
 
 @given(seed=st.integers(0, 100), factor=st.floats(0.1, 100))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_structural_similarity_has_no_unit_and_is_at_most_1(seed, factor):
     generated, training = random_pair((2, 1, 12, 12), seed)
 

@@ -16,7 +16,7 @@ from relict_lightning.functional.voxel.windows import (
 
 
 @given(side=st.integers(1, 20), window=st.integers(0, 6).map(lambda half: 2 * half + 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_band_averages_every_window_that_lies_inside(side, window):
     fitting = fitting_window(side, window)
 
