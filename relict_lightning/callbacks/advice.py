@@ -41,20 +41,13 @@ def _verified(best: KeptCheckpoint) -> str:
     verification = best.verification
     if verification is None or verification.finding is Finding.FAILED:
         return f" It could not be verified: {verification.failure if verification else 'nothing was drawn'}."
-    leaning = "" if verification.leaning is None else f", and {verification.leaning} lean towards training patients"
-    rates = f"fresh samples {verification.fresh}, with the first ones {verification.pooled}{leaning}"
     if verification.finding is Finding.CLEAN:
-        return f" Verified: {rates}."
+        return f" Verified: fresh samples {verification.rates}."
     return (
-        f" Not verified: {rates}; this is not clearly better than at onset, or the samples lean towards training "
-        f"patients. Draw more samples per evaluation to be sure."
+        f" Not verified: fresh samples {verification.rates}; this is not clearly better than at onset, or the samples "
+        f"lean towards training patients. Draw more samples per evaluation to be sure."
     )
 
 
 def _describe(checkpoint: KeptCheckpoint) -> str:
-    verification = checkpoint.verification
-    if verification is None or verification.fresh is None:
-        return f"step {checkpoint.step}, not verified ({verification.failure if verification else 'not drawn'})"
-    made = {Finding.COPIES: "makes copies", Finding.CLEAN: "clean"}.get(verification.finding, "undecided")
-    said = f"step {checkpoint.step}, {made}: {verification.fresh}, with the first ones {verification.pooled}"
-    return said if verification.leaning is None else f"{said}, and {verification.leaning} lean"
+    return f"step {checkpoint.step}, {checkpoint.verification or 'not verified (not drawn)'}"

@@ -20,4 +20,5 @@ def onset_summary(onset: Onset | None, best: KeptCheckpoint | None) -> OnsetSumm
         checkpoint_path=None if best is None else best.path,
         checkpoint_step=None if best is None else best.step,
         checkpoint_rate=None if best is None else best.replica_rate,
+        checkpoint_finding=None if best is None or best.verification is None else str(best.verification),
     )

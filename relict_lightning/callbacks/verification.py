@@ -43,6 +43,19 @@ class Verification:
     failure: str = ""
     leaning: RateEstimate | None = None
 
+    @property
+    def rates(self) -> str:
+        """The rates in words."""
+        leaning = "" if self.leaning is None else f", and {self.leaning} lean towards training patients"
+        return f"{self.fresh}, with the first ones {self.pooled}{leaning}"
+
+    def __str__(self) -> str:
+        """Return the finding with its rates, or what failed."""
+        if self.finding is Finding.FAILED:
+            return f"not verified ({self.failure})"
+        found = {Finding.COPIES: "makes copies", Finding.CLEAN: "clean"}.get(self.finding, "undecided")
+        return f"{found}: {self.rates}"
+
 
 def pool(first: RateEstimate, second: RateEstimate) -> RateEstimate:
     """Return the rate of two sets of samples together, at the confidence of the first."""

@@ -133,6 +133,11 @@ def _onset_headline(onset: OnsetSummary) -> Headline:
         earlier = onset.checkpoint_rate
         measured = "" if earlier is None else f". Replicas there: {rate_in_words(earlier)}"
         details.append(f"Checkpoint to return to: {onset.checkpoint_path}{saved}{measured}.")
+        details.append(
+            "It was not checked again: that rate is the one it was chosen for, which flatters it."
+            if onset.checkpoint_finding is None
+            else f"Samples drawn from it afterwards: {onset.checkpoint_finding}."
+        )
     if leaning is not None:
         details.insert(
             0,

@@ -22,6 +22,8 @@ class OnsetSummary:
         checkpoint_path: Last checkpoint before onset; None if there is none.
         checkpoint_step: Optimizer step of that checkpoint; None if it is not known.
         checkpoint_rate: Replica rate of that checkpoint; None if it was not measured.
+        checkpoint_finding: In words, what samples that were drawn from that checkpoint afterwards said of it; None if
+            none were drawn.
 
     Raises:
         ConfigurationError: If a step is negative, a probability lies outside [0, 1], or the checkpoint is not
@@ -44,6 +46,7 @@ class OnsetSummary:
     checkpoint_path: str | None = None
     checkpoint_step: int | None = None
     checkpoint_rate: RateEstimate | None = None
+    checkpoint_finding: str | None = None
 
     def __post_init__(self) -> None:
         """Check that the numbers can belong to one run."""

@@ -36,6 +36,15 @@ def test_an_onset_that_samples_that_lean_established_says_so_and_what_that_means
     assert result.details[1].startswith("12 of 64 samples were declared replicas.")
 
 
+def test_what_later_samples_said_of_the_checkpoint_is_told_or_that_there_were_none(evaluations, onset):
+    verified = dataclasses.replace(onset, checkpoint_finding="clean: 0/64, with the first ones 0/128")
+
+    assert headline(evaluations(0, 0, 12), onset=onset).details[-1].startswith("It was not checked again")
+    assert headline(evaluations(0, 0, 12), onset=verified).details[-1] == (
+        "Samples drawn from it afterwards: clean: 0/64, with the first ones 0/128."
+    )
+
+
 def test_an_onset_without_a_checkpoint_says_that_there_is_none(evaluations, onset):
     alone = dataclasses.replace(onset, checkpoint_path=None, checkpoint_step=None, checkpoint_rate=None)
 
