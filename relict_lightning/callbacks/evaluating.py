@@ -1,61 +1,82 @@
-"""One evaluation: samples drawn, checked against the reference, and what that took."""
+"""One evaluation: when it is made, its samples drawn, checked against the reference, and what that took."""
 
-import math
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from relict_lightning.callbacks.agreement import together
-from relict_lightning.callbacks.drawing import SampleDrawer
+from relict_lightning.callbacks.checking import Checked, check, costs_of, reading
+from relict_lightning.callbacks.drawing import DrawnSamples, SampleDrawer
 from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
-from relict_lightning.results import DetectionResult, MatchedPair
-
-if sys.platform != "win32":
-    import resource
 
 _TINY = 4
-_PAIRS_KEPT = 8
 
 
+@final
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What was found of the samples of one evaluation.
+class Occasion:
+    """When the samples of an evaluation are drawn: what is found of them belongs there, however late it is known.
 
     Attributes:
-        result: What the detector found.
-        pairs: The samples most like a copy, with their matches.
-        costs: Seconds that sampling and checking took, and MiB by which each raised the peak of the process's memory,
-            on the GPU where there is one.
+        step: Optimizer step.
+        epoch: Epoch.
+        completed: Epochs, steps or minutes that are accounted for by this evaluation, as the schedule counts.
+        train_loss: What the model had logged under that name; None where it logs none.
     """
 
-    result: DetectionResult
-    pairs: list[MatchedPair]
+    step: int
+    epoch: int
+    completed: int | float
+    train_loss: float | None
+
+    @classmethod
+    def now(cls, trainer: Trainer, *, completed: int | float) -> "Occasion":
+        """Return the occasion that this moment of a run is."""
+        loss = trainer.callback_metrics.get("train_loss")
+        return cls(
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            completed=completed,
+            train_loss=None if loss is None else float(loss),
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The samples of one evaluation.
+
+    Attributes:
+        samples: The samples.
+        costs: Seconds that drawing took, and MiB by which it raised the peak of the process's memory, on the GPU where
+            there is one, by their logged names.
+    """
+
+    samples: DrawnSamples
     costs: Mapping[str, float]
 
 
-def measure(
+def draw(
     trainer: Trainer,
     module: LightningModule,
     *,
     drawer: SampleDrawer,
-    detector: ReplicaDetector,
+    image_shape: tuple[int, ...],
     num_samples: int,
     evaluation: int,
     progress: bool,
-) -> Measured:
-    """Draw samples and check them; all processes call this together.
+) -> Drawn:
+    """Draw samples; all processes call this together.
 
     Args:
         trainer: The trainer, while it fits.
         module: The model under training, which is left as it was.
         drawer: Draws the samples.
-        detector: Checks them.
+        image_shape: `[c, *spatial]` that samples must have.
         num_samples: How many samples.
         evaluation: Number of the evaluation; each has seeds of its own.
         progress: Whether to show a progress bar, on the first process.
@@ -63,67 +84,37 @@ def measure(
     Raises:
         SamplerError: If the samples are not what was asked for.
         OtherProcessError: If it failed on another process.
+        DrawingInterrupted: If the trainer has received SIGTERM on any process.
     """
-    readings = [_reading(module.device)]
+    before = reading(module.device)
     samples = drawer.draw(
         trainer,
         module,
         num_samples=min(num_samples, _TINY) if is_dry_run(trainer) else num_samples,
         evaluation=evaluation,
-        image_shape=detector.image_shape,
+        image_shape=image_shape,
         progress=progress and trainer.is_global_zero,
     )
-    readings.append(_reading(module.device))
+    return Drawn(samples=samples, costs=costs_of("sampling", before, reading(module.device)))
 
-    def check() -> tuple[DetectionResult, list[MatchedPair]]:
+
+def check_here(trainer: Trainer, detector: ReplicaDetector, samples: DrawnSamples) -> Checked:
+    """Check samples while training waits, and leave the random state as it was; all processes call this together.
+
+    Raises:
+        OtherProcessError: If it failed on another process.
+    """
+
+    def act() -> Checked:
         with random_state_kept():
-            label_maps = samples.label_maps if detector.takes_label_maps else None
-            result = detector.detect(samples.images, generated_segmentations=label_maps)
-            return result, detector.matched_pairs(samples.images, result, _most_alike(result))
+            return check(detector, samples.images, samples.label_maps)
 
     checking = "Checking the samples"
     # Processes that share the reference wait for each other while they check.
-    share = partial(detector.processes.together, check, doing=checking)
-    result, pairs = together(trainer, share, doing=checking)
-    readings.append(_reading(module.device))
-    costs = {}
-    for name, before, after in zip(("sampling", "checking"), readings, readings[1:], strict=False):
-        costs[f"seconds_{name}"] = after[0] - before[0]
-        costs[f"memory_{name}_mib"] = after[1] - before[1]
-    return Measured(result=result, pairs=pairs, costs=costs)
+    share = partial(detector.processes.together, act, doing=checking)
+    return together(trainer, share, doing=checking)
 
 
 def is_dry_run(trainer: Trainer) -> bool:
     """Return whether this is a `fast_dev_run`."""
     return bool(getattr(trainer, "fast_dev_run", False))
-
-
-def _reading(device: torch.device) -> tuple[float, float]:
-    """Return the time in seconds, and the peak of the memory in MiB; no counter is reset, since others read them."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return time.perf_counter(), torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "win32":
-        # There is no such counter, and values that are not finite are not logged.
-        return time.perf_counter(), math.nan
-    # In kilobytes, but for macOS.
-    per_mib = 2**20 if sys.platform == "darwin" else 2**10
-    return time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_mib
-
-
-def _most_alike(result: DetectionResult) -> list[int]:
-    """Return the samples most like a copy, and of those that match one training image the best first."""
-
-    def order(sample: int) -> tuple[bool, float]:
-        verdict = result.verdicts[sample]
-        alike = verdict.evidence["voxel"]["normalized_cross_correlation"]
-        return not verdict.is_replica, -(alike if math.isnan(verdict.score) else verdict.score)
-
-    ranked = sorted(range(len(result.verdicts)), key=order)
-    best_of_match: dict[int, int] = {}
-    for sample in ranked:
-        best_of_match.setdefault(result.verdicts[sample].match, sample)
-    first = set(best_of_match.values())
-    return sorted(ranked, key=lambda sample: (not result.verdicts[sample].is_replica, sample not in first))[
-        :_PAIRS_KEPT
-    ]

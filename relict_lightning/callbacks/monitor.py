@@ -3,7 +3,7 @@
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from relict_lightning.callbacks.agreement import on_first
 from relict_lightning.callbacks.averaging import Moment, weights_to_be_saved
+from relict_lightning.callbacks.checking import Checked
 from relict_lightning.callbacks.clock import RunClock
 from relict_lightning.callbacks.drawing import SampleDrawer
-from relict_lightning.callbacks.evaluating import Measured, is_dry_run, measure
+from relict_lightning.callbacks.evaluating import Drawn, Occasion, check_here, draw, is_dry_run
 from relict_lightning.callbacks.failures import Failures
 from relict_lightning.callbacks.kept import KeptCheckpoint
 from relict_lightning.callbacks.preparation import describe_power, fit_detector
@@ -34,8 +35,8 @@ from relict_lightning.onset import (
     OnsetDetector,
     RunState,
     WatchReason,
-    rate_from_primitives,
-    rate_to_primitives,
+    evaluation_from_primitives,
+    evaluation_to_primitives,
 )
 from relict_lightning.report import write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair
@@ -396,15 +397,16 @@ class ReplicaMonitor(Callback):
             SamplerError: If the samples are not what was asked for.
         """
         self._measured_again += 1
-        return self._measure(trainer, pl_module, evaluation=_FRESH + self._measured_again).result
+        drawn = self._draw(trainer, pl_module, evaluation=_FRESH + self._measured_again)
+        return check_here(trainer, self._fitted_detector, drawn.samples).result
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule, *, evaluation: int) -> Measured:
-        """Draw samples with the seeds of an evaluation, and check them."""
-        return measure(
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, *, evaluation: int) -> Drawn:
+        """Draw samples with the seeds of an evaluation."""
+        return draw(
             trainer,
             pl_module,
             drawer=self._drawer,
-            detector=self._fitted_detector,
+            image_shape=self._fitted_detector.image_shape,
             num_samples=self.num_samples,
             evaluation=evaluation,
             progress=self._shows_progress(trainer),
@@ -415,41 +417,47 @@ class ReplicaMonitor(Callback):
     ) -> None:
         """Evaluate the weights that a checkpoint saved now would hold, and write what is found to the loggers."""
         started = time.perf_counter()
+        occasion = Occasion.now(trainer, completed=completed)
         try:
             with weights_to_be_saved(trainer, pl_module, watcher=self, moment=moment):
-                measured = self._measure(trainer, pl_module, evaluation=len(self.history))
+                drawn = self._draw(trainer, pl_module, evaluation=len(self.history))
+                checked = check_here(trainer, self._fitted_detector, drawn.samples)
         except DrawingInterrupted as interrupted:
             # The run is about to be saved and to end. It stays due, and is made when the run is resumed.
             rank_zero_info(str(interrupted))
             return
-        except Exception as error:
-            # Nothing is lost yet by stopping where a setting is wrong, and much by not watching the run.
-            is_setting = isinstance(error, (ConfigurationError, SamplerError)) and trainer.global_step == 0
-            if self.on_error == "raise" or trainer.strategy.reduce_boolean_decision(is_setting, all=False):
-                raise
-            self.is_stale = True
-            self._failures.report(error, doing="An evaluation of ReplicaMonitor", step=trainer.global_step)
-            self._write(trainer, {"stale": 1.0})
+        except Exception as error:  # noqa: BLE001 - raised again where that is asked for
+            self._fail(trainer, error, occasion)
         else:
-            self._take_in(trainer, measured)
+            self._take_in(trainer, checked, occasion, costs={**drawn.costs, **checked.costs})
         self.schedule.take(completed)
         self._clock.spend(trainer, time.perf_counter() - started)
 
-    def _take_in(self, trainer: Trainer, measured: Measured) -> None:
+    def _fail(self, trainer: Trainer, error: Exception, occasion: Occasion) -> None:
+        """Say that an evaluation failed, and go on; or raise what it failed by."""
+        # Nothing is lost yet by stopping where a setting is wrong, and much by not watching the run.
+        is_setting = isinstance(error, (ConfigurationError, SamplerError)) and occasion.step == 0
+        if self.on_error == "raise" or trainer.strategy.reduce_boolean_decision(is_setting, all=False):
+            raise error
+        self.is_stale = True
+        self._failures.report(error, doing="An evaluation of ReplicaMonitor", step=occasion.step)
+        self._write(trainer, {"stale": 1.0}, step=occasion.step)
+
+    def _take_in(self, trainer: Trainer, checked: Checked, occasion: Occasion, *, costs: Mapping[str, float]) -> None:
         """Take what an evaluation found into the history, and write it to the loggers."""
-        result, step, epoch = measured.result, trainer.global_step, trainer.current_epoch
+        result, step, epoch = checked.result, occasion.step, occasion.epoch
         level, watched_before = self._onset_detector.next_level, self.watch_reason is not None
         newly = self._onset_detector.update(result, step=step, epoch=epoch)
-        values = logged_values(result, state=self.state, costs=measured.costs)
+        values = logged_values(result, state=self.state, costs=costs)
         if self.forecast is not None:
             values["onset_forecast_step"] = float(self.forecast.step)
         context = {"alpha_threshold": level} if result.replica_rate is not None else {}
-        if (loss := trainer.callback_metrics.get("train_loss")) is not None:
-            context["train_loss"] = float(loss)
+        if occasion.train_loss is not None:
+            context["train_loss"] = occasion.train_loss
         self.history.append(
             Evaluation(step=step, epoch=epoch, replica_rate=result.replica_rate, measures=values, context=context)
         )
-        self.last_result, self.last_pairs = result, measured.pairs
+        self.last_result, self.last_pairs = result, checked.pairs
         self.evaluated_now, self.is_stale = True, False
         if step > 0:
             self.schedule.follow(signs=self.state is not RunState.CLEAN)
@@ -462,14 +470,14 @@ class ReplicaMonitor(Callback):
             rank_zero_info(
                 f"Early sign of memorization at step {step}, not yet an onset. {self.watch_reason}{forecast}"
             )
-        self._write(trainer, {**values, "stale": 0.0})
+        self._write(trainer, {**values, "stale": 0.0}, step=step)
         if self.log_images and not is_dry_run(trainer):
-            write = partial(write_pairs, trainer.loggers, measured.pairs, step=step, monitor=self.name)
+            write = partial(write_pairs, trainer.loggers, checked.pairs, step=step, monitor=self.name)
             self._on_first(trainer, write, doing="Writing pictures to the loggers")
 
-    def _write(self, trainer: Trainer, values: dict[str, float]) -> None:
+    def _write(self, trainer: Trainer, values: dict[str, float], *, step: int) -> None:
         """Write values to the loggers."""
-        write = partial(write_scalars, trainer.loggers, values, step=trainer.global_step, monitor=self.name)
+        write = partial(write_scalars, trainer.loggers, values, step=step, monitor=self.name)
         self._on_first(trainer, write, doing="Writing to the loggers")
 
     def _on_first(self, trainer: Trainer, write: Callable[[], object], *, doing: str) -> None:
@@ -538,18 +546,7 @@ class ReplicaMonitor(Callback):
             "schedule": self.schedule.state_dict(),
             "clock": self._clock.state_dict(),
             "onset": self._onset_detector.state_dict(),
-            "history": [
-                {
-                    "step": evaluation.step,
-                    "epoch": evaluation.epoch,
-                    "replica_rate": None
-                    if evaluation.replica_rate is None
-                    else rate_to_primitives(evaluation.replica_rate),
-                    "measures": dict(evaluation.measures),
-                    "context": dict(evaluation.context),
-                }
-                for evaluation in self.history
-            ],
+            "history": [evaluation_to_primitives(evaluation) for evaluation in self.history],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -567,16 +564,7 @@ class ReplicaMonitor(Callback):
         if "clock" in state_dict:
             self._clock.load_state_dict(state_dict["clock"])
         self._onset_detector.load_state_dict(state_dict["onset"])
-        self.history = [
-            Evaluation(
-                step=evaluation["step"],
-                epoch=evaluation["epoch"],
-                replica_rate=rate_from_primitives(evaluation["replica_rate"]),
-                measures=evaluation["measures"],
-                context=evaluation["context"],
-            )
-            for evaluation in state_dict["history"]
-        ]
+        self.history = [evaluation_from_primitives(evaluation) for evaluation in state_dict["history"]]
 
 
 def _validates(trainer: Trainer) -> bool:

@@ -3,7 +3,14 @@
 from relict_lightning.onset.detector import OnsetDetector
 from relict_lightning.onset.forecast import Forecast, ForecastScore, forecast_onset, score_forecasts
 from relict_lightning.onset.planning import copies_to_exceed, found_probability, samples_to_find, smallest_rate_found
-from relict_lightning.onset.record import EvidenceKind, Onset, rate_from_primitives, rate_to_primitives
+from relict_lightning.onset.record import (
+    EvidenceKind,
+    Onset,
+    evaluation_from_primitives,
+    evaluation_to_primitives,
+    rate_from_primitives,
+    rate_to_primitives,
+)
 from relict_lightning.onset.spending import copies_to_decide, even_spending_level, spending_level
 from relict_lightning.onset.watch import RunState, WatchReason
 
@@ -17,6 +24,8 @@ __all__ = [
     "WatchReason",
     "copies_to_decide",
     "copies_to_exceed",
+    "evaluation_from_primitives",
+    "evaluation_to_primitives",
     "even_spending_level",
     "forecast_onset",
     "found_probability",

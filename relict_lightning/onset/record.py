@@ -2,7 +2,8 @@
 
 - `EvidenceKind`: what an onset rests on.
 - `Onset`: the record.
-- `onset_to_primitives`, `onset_from_primitives`, `rate_to_primitives`: what checkpoints keep.
+- `onset_to_primitives`, `onset_from_primitives`, `rate_to_primitives`, `evaluation_to_primitives`,
+  `evaluation_from_primitives`: what checkpoints keep.
 """
 
 import enum
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from relict_lightning.results import RateEstimate
+from relict_lightning.results import Evaluation, RateEstimate
 
 
 class EvidenceKind(str, enum.Enum):
@@ -110,3 +111,26 @@ def rate_to_primitives(rate: RateEstimate) -> dict[str, float | int]:
 def rate_from_primitives(state: Mapping[str, Any] | None) -> RateEstimate | None:
     """Return the rate that `rate_to_primitives` made a dictionary of; None for None."""
     return None if state is None else RateEstimate(**state)
+
+
+def evaluation_to_primitives(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as a dictionary of primitives."""
+    rate = evaluation.replica_rate
+    return {
+        "step": evaluation.step,
+        "epoch": evaluation.epoch,
+        "replica_rate": None if rate is None else rate_to_primitives(rate),
+        "measures": dict(evaluation.measures),
+        "context": dict(evaluation.context),
+    }
+
+
+def evaluation_from_primitives(state: Mapping[str, Any]) -> Evaluation:
+    """Return the evaluation that `evaluation_to_primitives` made a dictionary of."""
+    return Evaluation(
+        step=state["step"],
+        epoch=state["epoch"],
+        replica_rate=rate_from_primitives(state["replica_rate"]),
+        measures=state["measures"],
+        context=state["context"],
+    )
