@@ -542,6 +542,29 @@ class ReplicaDetector:
         detector._fitted = read_fitted(entry)
         return detector
 
+    @property
+    def modules(self) -> tuple[nn.Module, nn.Module | None]:
+        """Encoder and segmenter as `load` takes them; None for the default segmenter."""
+        return self._encoder, self._segmenter if self._segmenter_is_given else None
+
+    def copy_on_cpu(self) -> "ReplicaDetector":
+        """Return a detector with the same reference and control, and with copies of encoder and segmenter on the CPU.
+
+        Raises:
+            NotFittedError: If `fit` was not called.
+        """
+        encoder, segmenter = (None if module is None else copy.deepcopy(module).cpu() for module in self.modules)
+        copied = ReplicaDetector(
+            encoder,
+            segmenter,
+            top_k=self.top_k,
+            fdr=self.fdr,
+            transforms=self.transforms,
+            match_look=self.match_look,
+        )
+        copied._fitted = self._state
+        return copied
+
     def _samples(
         self, generated: Images, generated_segmentations: Any | None
     ) -> tuple[Float[Tensor, "n c *spatial"], Tensor | None]:

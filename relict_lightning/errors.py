@@ -61,6 +61,10 @@ class OtherProcessError(RelictError, RuntimeError):
     """Another process of a distributed run failed; its own error says why."""
 
 
+class CheckingProcessError(RelictError, RuntimeError):
+    """The process that checks samples beside training ended, or failed by an error that cannot be passed on."""
+
+
 class MissingDependencyError(RelictError, ImportError):
     """An optional package is needed and not installed."""
 

@@ -1,7 +1,7 @@
 """Keeping the checkpoint to go back to, verifying it, and going back."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from relict_lightning.callbacks.attached import attached_monitor
 from relict_lightning.callbacks.evaluating import is_dry_run
 from relict_lightning.callbacks.kept import (
     KeptCheckpoint,
+    UncheckedCheckpoint,
     choose,
     choose_of_tried,
     from_primitives,
+    rated_name,
     thin_out,
     to_primitives,
 )
@@ -56,6 +58,9 @@ class MemorizationCheckpoint(Checkpoint):
     checked, and the training's own weights are put back bit by bit. Samples are drawn up to four times, as long as they
     are too few to tell the checkpoint from the onset. Where they do not find it clean, the next older one is tried.
     This costs one to four evaluations for each one that is tried, and training goes on as if nothing had looked.
+
+    Where the monitor checks samples in the background, the weights are saved when the samples are drawn, in a file
+    whose name ends in `unchecked`. It gets its rate and its final name, or is removed, once that is known.
 
     Of several monitors it follows the one without a name, or else the first. Each `fit` starts afresh, and one with
     `ckpt_path` goes on with the checkpoints of the run that it resumes.
@@ -101,8 +106,10 @@ class MemorizationCheckpoint(Checkpoint):
         self.restored = False
         self._advised = False
         self._seen = 0
+        self._unchecked: UncheckedCheckpoint | None = None
         self._followed = ""
         self._written: set[str] = set()
+        self._tried: int | None = None
         self._has_warned = False
         # The training's own weights, while those of a checkpoint are in the module.
         self._own_weights: Mapping[str, Any] | None = None
@@ -118,9 +125,10 @@ class MemorizationCheckpoint(Checkpoint):
             self._followed = attached_monitor(trainer, type(self).__name__).name
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pass over evaluations that were made before; there is nothing to save before the first step."""
+        """Pass over evaluations that were made before; there is nothing to save of a run that starts."""
         monitor = attached_monitor(trainer, type(self).__name__)
-        self._seen = len(monitor.history)
+        # One that was being checked when the run was saved is made again, of the weights that the module has now.
+        self._seen = len(monitor.history) - int(monitor.evaluated_now)
         monitor.rollback = self.best
         if self.restore and not loads_weights_alone(trainer.strategy):
             rank_zero_warn(
@@ -128,6 +136,11 @@ class MemorizationCheckpoint(Checkpoint):
                 f"which loads them together with the optimizer. Load the checkpoint that is named at onset yourself.",
                 category=RelictWarning,
             )
+        if monitor.evaluated_now or monitor.awaited_step is not None:
+            if self._unchecked is None and trainer.global_step > 0 and not is_dry_run(trainer):
+                # Saved by the run that is resumed, in the same hook as the checkpoint that it is resumed from.
+                self._remove(trainer, str(self._unchecked_path(trainer)))
+            self._follow(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -180,22 +193,29 @@ class MemorizationCheckpoint(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or is_dry_run(trainer):
             return
         monitor = attached_monitor(trainer, type(self).__name__)
+        for position in range(self._seen, len(monitor.history)):
+            evaluation = monitor.history[position]
+            if evaluation.replica_rate is None or not _may_be_clean(evaluation, monitor):
+                continue
+            # A leaning that was found once is not over because fewer samples show it later.
+            leans = any(_leans(earlier, monitor.tolerance) for earlier in monitor.history[: position + 1])
+            self._take_in(trainer, evaluation.step, evaluation.replica_rate, leans=leans)
+        self._seen = len(monitor.history)
+        self._drop_unchecked(trainer, unless=monitor.awaited_step)
         if monitor.onset is not None:
             self._advise(trainer, pl_module, monitor, monitor.onset)
-        elif len(monitor.history) > self._seen:
-            self._seen = len(monitor.history)
-            newest = monitor.history[-1]
-            # What may turn out to be the onset, once it is confirmed, is nothing to go back to.
-            if newest.replica_rate is not None and monitor.watch is not WatchReason.UNCONFIRMED:
-                # A leaning that was found once is not over because fewer samples show it later.
-                leans = any(_leans(evaluation, monitor.tolerance) for evaluation in monitor.history)
-                self._take_in(trainer, newest.step, newest.replica_rate, leans=leans)
+        elif monitor.awaited_step == trainer.global_step:
+            self._save_unchecked(trainer, monitor)
 
     def _take_in(self, trainer: Trainer, step: int, rate: RateEstimate, *, leans: bool) -> None:
         """Save a checkpoint if it is to be kept, and drop those that are not to be kept any longer."""
-        folder = self.dirpath or Path(trainer.default_root_dir) / "relict_checkpoints"
-        # No slash in the name: it would make a folder.
-        path = folder / f"step={step}-replicas={rate.successes}-of-{rate.trials}.ckpt"
+        unchecked = self._unchecked
+        if unchecked is None or unchecked.step != step:
+            unchecked = None
+            if step == 0 or step != trainer.global_step:
+                # Drawn before the first step, and checked while training went on: those weights are gone.
+                return
+        path = self._folder(trainer) / rated_name(step, rate)
         newest = KeptCheckpoint(path=str(path), step=step, replica_rate=rate, leans=leans)
         # Those that are as good are what to fall back on where verification finds copies in the newest.
         strictly = self.verify and self.keep > 1
@@ -206,13 +226,45 @@ class MemorizationCheckpoint(Checkpoint):
             if older.path != newest.path and not older.is_outdone_by(newest, strictly=strictly)
         ]
         before, remaining = self.kept, thin_out([*others, newest], keep=self.keep)
+        if newest in remaining and unchecked is not None:
+            self._unchecked = None
+            named = replace(newest, path=str(unchecked.renamed(path)))
+            if unchecked.path in self._written:
+                self._written.add(named.path)
+            remaining[remaining.index(newest)] = named
         # The checkpoint that is saved knows of itself.
         self.kept = remaining
-        if newest in remaining and not self._save(trainer, path):
+        if newest in remaining and unchecked is None and not self._save(trainer, path):
             self.kept = before
             return
         for outdone in sorted({older.path for older in before} - {checkpoint.path for checkpoint in remaining}):
             self._remove(trainer, outdone)
+
+    def _save_unchecked(self, trainer: Trainer, monitor: ReplicaMonitor) -> None:
+        """Save the weights whose samples are being checked, once."""
+        step = trainer.global_step
+        is_saved = self._unchecked is not None and self._unchecked.step == step
+        has_rates = monitor.detector is not None and monitor.detector.has_control
+        if is_saved or step == self._tried or step == 0 or not has_rates:
+            return
+        self._tried = step
+        path = self._unchecked_path(trainer)
+        # The checkpoint that is saved knows of itself.
+        self._unchecked = UncheckedCheckpoint(path=str(path), step=step)
+        if not self._save(trainer, path):
+            self._unchecked = None
+
+    def _drop_unchecked(self, trainer: Trainer, *, unless: int | None) -> None:
+        """Remove weights that turned out not to be kept, unless their step's samples are being checked."""
+        if self._unchecked is not None and self._unchecked.step != unless:
+            self._remove(trainer, self._unchecked.path)
+            self._unchecked = None
+
+    def _unchecked_path(self, trainer: Trainer) -> Path:
+        return self._folder(trainer) / f"step={trainer.global_step}-unchecked.ckpt"
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return self.dirpath or Path(trainer.default_root_dir) / "relict_checkpoints"
 
     def _save(self, trainer: Trainer, path: Path) -> bool:
         """Save a checkpoint, and return whether it was written; all processes together."""
@@ -332,6 +384,7 @@ class MemorizationCheckpoint(Checkpoint):
             "advised": self._advised,
             "kept": [to_primitives(checkpoint) for checkpoint in self.kept],
             "best": None if self.best is None else to_primitives(self.best),
+            "unchecked": None if self._unchecked is None else asdict(self._unchecked),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -340,6 +393,8 @@ class MemorizationCheckpoint(Checkpoint):
         self.kept = [checkpoint for checkpoint in restored if Path(checkpoint.path).exists()]
         self.best = state_dict["best"] and from_primitives(state_dict["best"])
         self._advised = state_dict["advised"]
+        if (unchecked := state_dict.get("unchecked")) is not None:
+            self._unchecked = UncheckedCheckpoint(**unchecked)
 
 
 def _stamp(path: Path) -> int | None:
@@ -350,6 +405,14 @@ def _stamp(path: Path) -> int | None:
 def _first_line(error: Exception) -> str:
     """Return an error's kind and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _may_be_clean(evaluation: Evaluation, monitor: ReplicaMonitor) -> bool:
+    """Return whether an evaluation's weights can be something to go back to."""
+    if monitor.onset is not None:
+        return evaluation.step < monitor.onset.step
+    # What may turn out to be the onset, once it is confirmed, is nothing to go back to.
+    return evaluation is not monitor.history[-1] or monitor.watch is not WatchReason.UNCONFIRMED
 
 
 def _leans(evaluation: Evaluation, tolerance: float) -> bool:

@@ -54,6 +54,11 @@ class RunClock:
         self._last = seconds if trainer.world_size == 1 else trainer.strategy.broadcast(seconds)
         self.spent += self._last
 
+    def extend(self, seconds: float) -> None:
+        """Count more seconds of the last evaluation as spent; of one process, where nothing has to be agreed on."""
+        self._last += seconds
+        self.spent += seconds
+
     def affordable_at(self, share: int | float) -> float:
         """Return from when on one more evaluation, if as long as the last, leaves a share of training time unexceeded.
 

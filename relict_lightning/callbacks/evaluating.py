@@ -1,9 +1,9 @@
 """One evaluation: when it is made, its samples drawn, checked against the reference, and what that took."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import final
+from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -43,6 +43,30 @@ class Occasion:
             completed=completed,
             train_loss=None if loss is None else float(loss),
         )
+
+    def made_up_for(self, now: "Occasion") -> "Occasion":
+        """Return the occasion on which an evaluation that was left is made: this one, while no step lies between.
+
+        Args:
+            now: The occasion that this moment of the run that was resumed is.
+        """
+        return self if self.step == now.step else replace(now, completed=self.completed)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Awaited:
+    """An evaluation whose samples are drawn, and which is being checked while training goes on.
+
+    Attributes:
+        occasion: When the samples were drawn.
+        costs: What drawing them took, by logged names.
+        schedule_before: The state of the schedule while it was still due.
+    """
+
+    occasion: Occasion
+    costs: Mapping[str, float]
+    schedule_before: Mapping[str, Any]
 
 
 @final

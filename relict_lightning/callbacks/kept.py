@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from relict_lightning.callbacks.verification import (
@@ -49,6 +50,34 @@ class KeptCheckpoint:
         if newer_bound > bound or (newer.leans and not self.leans):
             return False
         return not strictly or newer_bound < bound or self.leans
+
+
+@dataclass(frozen=True, kw_only=True)
+class UncheckedCheckpoint:
+    """A checkpoint whose samples are being checked while training goes on.
+
+    Attributes:
+        path: Where it lies.
+        step: Its optimizer step.
+    """
+
+    path: str
+    step: int
+
+    def renamed(self, path: Path) -> Path:
+        """Give it its final name, and return where it lies now: where it did, if that cannot be done."""
+        try:
+            Path(self.path).replace(path)
+        except OSError:
+            # A run that is resumed from this very checkpoint knows it by its first name. And a checkpoint that is
+            # written in the background, by `AsyncCheckpointIO`, may not be there yet.
+            return path if path.exists() else Path(self.path)
+        return path
+
+
+def rated_name(step: int, rate: RateEstimate) -> str:
+    """Return the file name of a checkpoint whose replica rate is known; a slash in it would make a folder."""
+    return f"step={step}-replicas={rate.successes}-of-{rate.trials}.ckpt"
 
 
 def thin_out(kept: Sequence[KeptCheckpoint], *, keep: int) -> list[KeptCheckpoint]:

@@ -4,6 +4,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from relict_lightning.callbacks.agreement import on_first
 from relict_lightning.callbacks.averaging import Moment, weights_to_be_saved
+from relict_lightning.callbacks.background import BackgroundChecker, can_check_in_background
 from relict_lightning.callbacks.checking import Checked
 from relict_lightning.callbacks.clock import RunClock
 from relict_lightning.callbacks.drawing import SampleDrawer
-from relict_lightning.callbacks.evaluating import Drawn, Occasion, check_here, draw, is_dry_run
+from relict_lightning.callbacks.evaluating import Awaited, Drawn, Occasion, check_here, draw, is_dry_run
 from relict_lightning.callbacks.failures import Failures
 from relict_lightning.callbacks.kept import KeptCheckpoint
 from relict_lightning.callbacks.preparation import describe_power, fit_detector
@@ -93,6 +95,12 @@ class ReplicaMonitor(Callback):
             images that cannot be read, a sampler that is missing or returns something else.
         evaluate_at_start: Whether to evaluate before the first step.
         evaluate_at_end: Whether to evaluate the final weights where the last evaluation saw earlier ones.
+        background: Whether samples are checked on the CPU, in a process of its own, while training goes on, which then
+            waits for drawing only. What is found is taken in as soon as it is known, a few steps late, and counts for
+            the step and the weights that the samples were drawn at; an evaluation that is due before the last one is
+            checked waits for it. It pays where training and sampling keep a GPU busy and cores are idle, and not where
+            training uses those cores. Encoder and segmenter must be picklable. Not with several training processes or
+            on Windows, where samples are checked as without it.
         sample_batch_size: Samples drawn at a time, the same each time; None draws up to 32. Where memory runs out it is
             halved.
         cache_dir: Where the index is kept and found again; None takes `relict_cache` in the trainer's
@@ -106,7 +114,7 @@ class ReplicaMonitor(Callback):
 
     Raises:
         ConfigurationError: If an argument lies outside its range, two exclude each other, or `name` has other
-            characters.
+            characters; before the first step, if `background` is asked for and encoder or segmenter cannot be pickled.
 
     Attributes:
         history: Every evaluation so far.
@@ -114,7 +122,9 @@ class ReplicaMonitor(Callback):
         last_result: What the detector found at the last evaluation.
         last_pairs: The samples most like a copy at the last evaluation, with their matches.
         rollback: The checkpoint to go back to, once `MemorizationCheckpoint` has named one.
-        evaluated_now: Whether the newest training step was evaluated.
+        evaluated_now: Whether the newest training step was evaluated, or, with `background`, what an evaluation found
+            became known at it.
+        awaited_step: The step of the evaluation that is being checked in the background; None while none is.
         is_stale: Whether an evaluation that was due failed since the last one that did not.
         failures: How many evaluations or loggers failed.
     """
@@ -139,6 +149,7 @@ class ReplicaMonitor(Callback):
         on_error: str = "warn",
         evaluate_at_start: bool = True,
         evaluate_at_end: bool = True,
+        background: bool = False,
         sample_batch_size: int | None = None,
         cache_dir: str | Path | None = None,
         seed: int = 0,
@@ -179,6 +190,7 @@ class ReplicaMonitor(Callback):
         self.heldout = heldout
         self.evaluate_at_start = evaluate_at_start
         self.evaluate_at_end = evaluate_at_end
+        self.background = background
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         self.seed = seed
         self.log_images = log_images
@@ -208,6 +220,9 @@ class ReplicaMonitor(Callback):
         self._stands_as_new = False
         self._shown_in_epoch: int | None = None
         self._measured_again = 0
+        self._checker: BackgroundChecker | None = None
+        self._awaited: Awaited | None = None
+        self._made_again: Occasion | None = None
 
     @property
     def state_key(self) -> str:
@@ -244,6 +259,11 @@ class ReplicaMonitor(Callback):
         """How many evaluations or loggers failed in this run."""
         return self._failures.count
 
+    @property
+    def awaited_step(self) -> int | None:
+        """The step of the evaluation that is being checked in the background; None while none is."""
+        return None if self._awaited is None else self._awaited.occasion.step
+
     # Hooks ------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -269,8 +289,10 @@ class ReplicaMonitor(Callback):
         with random_state_kept():
             load_validation(trainer)
             self._prepare(trainer, pl_module)
+        if self.background and can_check_in_background(trainer):
+            self._checker = BackgroundChecker(self._fitted_detector)
         self._clock.begin()
-        if self.evaluate_at_start and not self.history:
+        if self._made_again is not None or (self.evaluate_at_start and not self.history):
             # Not through the module's `log`: what is logged here would overwrite the first epoch's value at its end.
             self._evaluate(trainer, pl_module, moment="start")
 
@@ -279,16 +301,16 @@ class ReplicaMonitor(Callback):
     ) -> None:
         """Evaluate where a number of steps or minutes is due."""
         self.evaluated_now = False
-        if self.schedule.unit == "epochs":
-            return
-        completed: int | float = trainer.global_step
-        if self.schedule.unit == "minutes":
-            completed = self._clock.elapsed(trainer, until=60 * self.schedule.next_due) / 60
-        is_due = self._is_due(trainer, completed)
-        if is_due:
-            self._evaluate(trainer, pl_module, moment="batch", completed=completed)
+        has_news = self._receive(trainer)
+        if self.schedule.unit != "epochs":
+            completed: int | float = trainer.global_step
+            if self.schedule.unit == "minutes":
+                completed = self._clock.elapsed(trainer, until=60 * self.schedule.next_due) / 60
+            if self._is_due(trainer, completed):
+                self._evaluate(trainer, pl_module, moment="batch", completed=completed)
+                has_news = True
         # Values stand until others are logged: what was new at an earlier step must not pass for new at this one.
-        if self.history and (is_due or self._stands_as_new):
+        if self.history and (has_news or self.evaluated_now or self._stands_as_new):
             self._stands_as_new = self.evaluated_now
             pl_module.log_dict(
                 with_prefix({**self.history[-1].measures, **self._flags}, monitor=self.name),
@@ -306,16 +328,18 @@ class ReplicaMonitor(Callback):
         """Evaluate where an epoch is due and the trainer does not validate."""
         if not _validates(trainer):
             self._end_of_epoch(trainer, pl_module, completed=trainer.current_epoch + 1, moment="epoch")
-        elif self._shown_in_epoch != trainer.current_epoch:
+        elif self._receive(trainer) or self._shown_in_epoch != trainer.current_epoch:
             # An epoch without validation, or one that a resumed run finds finished.
-            self.evaluated_now = False
             self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the final weights if the last evaluation saw others, say how it ended, and write the report."""
+        self._receive(trainer, waits=True)
         seen = self.history and self.history[-1].step == trainer.global_step
-        if self.evaluate_at_end and not seen:
+        # What is still awaited is left, because the run was told to end.
+        if self.evaluate_at_end and not seen and self._awaited is None:
             self._evaluate(trainer, pl_module, moment="end")
+        self._close()
         self._say_what_it_cost()
         last_rate = self.history[-1].replica_rate if self.history else None
         if self.onset is None and last_rate is not None:
@@ -323,6 +347,14 @@ class ReplicaMonitor(Callback):
         if self.report_path is not None and self.history and not is_dry_run(trainer):
             write = partial(self._write_report, self.report_path, model=type(pl_module).__name__)
             self._on_first(trainer, write, doing="Writing the report")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave what is being checked in the background; it stays due."""
+        self._close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave nothing behind, however the run ended."""
+        self._close()
 
     def settings(self) -> dict[str, str]:
         """Return what the numbers of this run depend on, in words."""
@@ -356,11 +388,15 @@ class ReplicaMonitor(Callback):
                     )
                 self._put_off = True
                 return False
+        if self._awaited is not None:
+            # One is checked at a time, and what it finds decides when the next is due.
+            return self._receive(trainer, waits=True) and self._is_due(trainer, completed)
         return True
 
     def _end_of_epoch(self, trainer: Trainer, pl_module: LightningModule, *, completed: int, moment: Moment) -> None:
         """Evaluate if it is due; show the new values, or the last ones again where other callbacks expect some."""
         self.evaluated_now = False
+        self._receive(trainer)
         if self.schedule.unit == "epochs" and self._is_due(trainer, completed):
             self._evaluate(trainer, pl_module, moment=moment, completed=completed)
         self._show(trainer, pl_module)
@@ -418,10 +454,19 @@ class ReplicaMonitor(Callback):
         """Evaluate the weights that a checkpoint saved now would hold, and write what is found to the loggers."""
         started = time.perf_counter()
         occasion = Occasion.now(trainer, completed=completed)
+        if self._made_again is not None:
+            occasion, self._made_again = self._made_again.made_up_for(occasion), None
+        # Nothing goes on at the end that a check could run beside.
+        checker = self._checker if moment != "end" else None
         try:
+            if checker is not None:
+                checker.start()
             with weights_to_be_saved(trainer, pl_module, watcher=self, moment=moment):
                 drawn = self._draw(trainer, pl_module, evaluation=len(self.history))
-                checked = check_here(trainer, self._fitted_detector, drawn.samples)
+                if checker is None:
+                    checked = check_here(trainer, self._fitted_detector, drawn.samples)
+            if checker is not None:
+                checker.submit(drawn.samples)
         except DrawingInterrupted as interrupted:
             # The run is about to be saved and to end. It stays due, and is made when the run is resumed.
             rank_zero_info(str(interrupted))
@@ -429,9 +474,45 @@ class ReplicaMonitor(Callback):
         except Exception as error:  # noqa: BLE001 - raised again where that is asked for
             self._fail(trainer, error, occasion)
         else:
-            self._take_in(trainer, checked, occasion, costs={**drawn.costs, **checked.costs})
-        self.schedule.take(completed)
+            if checker is None:
+                self._take_in(trainer, checked, occasion, costs={**drawn.costs, **checked.costs})
+            else:
+                self._awaited = Awaited(
+                    occasion=occasion, costs=drawn.costs, schedule_before=self.schedule.state_dict()
+                )
+        self.schedule.take(occasion.completed)
         self._clock.spend(trainer, time.perf_counter() - started)
+
+    def _receive(self, trainer: Trainer, *, waits: bool = False) -> bool:
+        """Take in what was found in the background, if it is known by now, and return whether it is.
+
+        Args:
+            trainer: The trainer.
+            waits: Whether to wait until it is known, unless the run is told to end.
+        """
+        if self._awaited is None or self._checker is None:
+            return False
+        awaited, started = self._awaited, time.perf_counter()
+        is_told_to_end = partial(getattr, trainer, "received_sigterm")
+        if not (self._checker.wait(unless=is_told_to_end) if waits else self._checker.has_arrived()):
+            return False
+        costs = {**awaited.costs, "seconds_waiting": time.perf_counter() - started}
+        try:
+            checked = self._checker.receive()
+        except Exception as error:  # noqa: BLE001 - raised again where that is asked for
+            self._fail(trainer, error, awaited.occasion)
+            self._awaited = None
+        else:
+            self._awaited = None
+            self._take_in(trainer, checked, awaited.occasion, costs={**costs, **checked.costs})
+        self._clock.extend(time.perf_counter() - started)
+        return True
+
+    def _close(self) -> None:
+        """End the process that checks in the background; what is awaited stays in the state, to be made again."""
+        if self._checker is not None:
+            self._checker.close()
+            self._checker = None
 
     def _fail(self, trainer: Trainer, error: Exception, occasion: Occasion) -> None:
         """Say that an evaluation failed, and go on; or raise what it failed by."""
@@ -543,7 +624,9 @@ class ReplicaMonitor(Callback):
         """Return settings, schedule, history and onset as primitives, without anything of a patient."""
         return {
             "settings": {name: getattr(self, name) for name in _SETTINGS},
-            "schedule": self.schedule.state_dict(),
+            # What is not known yet is made again where the run is resumed from here.
+            "schedule": self.schedule.state_dict() if self._awaited is None else self._awaited.schedule_before,
+            "awaited": None if self._awaited is None else asdict(self._awaited.occasion),
             "clock": self._clock.state_dict(),
             "onset": self._onset_detector.state_dict(),
             "history": [evaluation_to_primitives(evaluation) for evaluation in self.history],
@@ -561,6 +644,9 @@ class ReplicaMonitor(Callback):
                     stacklevel=2,
                 )
         self.schedule.load_state_dict(state_dict["schedule"])
+        if (awaited := state_dict.get("awaited")) is not None:
+            is_same_unit = state_dict["schedule"]["unit"] == self.schedule.unit
+            self._made_again = Occasion(**{**awaited, "completed": awaited["completed"] if is_same_unit else 0})
         if "clock" in state_dict:
             self._clock.load_state_dict(state_dict["clock"])
         self._onset_detector.load_state_dict(state_dict["onset"])

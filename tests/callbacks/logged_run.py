@@ -25,7 +25,7 @@ def _patients(images: Tensor, *, first: int) -> DataLoader:
     return DataLoader(items, batch_size=10)
 
 
-def _watch(images: Tensor, folder: Path, *, log_images: bool) -> None:
+def _watch(images: Tensor, folder: Path, *, log_images: bool, background: bool = False) -> None:
     written = folder / "written"
     loggers = [
         CSVLogger(written, name="csv"),
@@ -33,8 +33,9 @@ def _watch(images: Tensor, folder: Path, *, log_images: bool) -> None:
         WandbLogger(save_dir=written, offline=True, project="relict"),
     ]
     monitor = ReplicaMonitor(
-        num_samples=48, cache_dir=folder / "cache", log_images=log_images, report_path=folder / "report.html"
-    )
+        num_samples=48, cache_dir=folder / "cache", log_images=log_images, report_path=folder / "report.html",
+        background=background,
+    )  # fmt: skip
     keepers = MemorizationCheckpoint(written / "kept"), ModelCheckpoint(written / "last")
     trainer = Trainer(
         accelerator="cpu", max_epochs=4, logger=loggers, callbacks=[monitor, MemorizationStopping(), *keepers],
@@ -59,7 +60,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     images = simulate_heads(144, shape=(16, 16)).images
     for name in ("plain", "pictures"):
-        _watch(images, folder / name, log_images=name == "pictures")
+        _watch(images, folder / name, log_images=name == "pictures", background=name == "pictures")
     watching = ReplicaMonitor(num_samples=8, heldout=images[40:80], cache_dir=folder / "cache")
     alone = _python_state_after(images, folder)
     same = _python_state_after(images, folder, watching) == alone

@@ -27,7 +27,7 @@ NAMES = {
         "replica_rate_segmentation", "memorization_p_value", "closer_to_training_share", "neighbor_ratio_fraction",
         "ct_score", "unique_training_images_replicated", "max_similarity", "self_similarity", "onset",
         "heldout_false_positive_rate", "planted_copy_recall", "seconds_sampling", "seconds_checking",
-        "memory_sampling_mib", "memory_checking_mib", "stale", "watch",
+        "memory_sampling_mib", "memory_checking_mib", "stale", "watch", "leaning_rate", "leaning_rate_low",
     )
 }  # fmt: skip
 
@@ -132,6 +132,23 @@ def test_every_number_reaches_an_offline_run_of_weights_and_biases(run):
     assert rates == [(0, 0), (4, 0), (8, 1)]
 
 
+def test_what_is_found_in_the_background_reaches_every_logger_at_the_step_that_it_belongs_to(run):
+    # Later steps were logged before.
+    written = run / "pictures" / "written"
+
+    rows = _wandb_rows(written)
+
+    expected = [(0, 0), (4, 0), (8, 1), (12, 1)]
+    assert _csv_values(written)["relict/replica_rate"] == expected
+    assert [(event.step, event.value) for event in _events(written).Scalars("relict/replica_rate")] == expected
+    name = "relict/replica_rate"
+    assert [(row["trainer/global_step"], row[name]) for row in rows if name in row] == expected
+    assert _ours(_csv_values(written)) == NAMES | {"relict/seconds_waiting"}
+    # It came late: for the second one training waited, and steps lie between what it says and what came before.
+    steps = [row["trainer/global_step"] for row in rows if "trainer/global_step" in row]
+    assert steps != sorted(steps)
+
+
 def test_an_onset_alerts_whoever_follows_the_run_on_weights_and_biases(run):
     (alert,) = [record.alert for record in _wandb_records(run / "plain" / "written") if record.HasField("alert")]
 
@@ -173,7 +190,7 @@ def test_pictures_reach_tensorboard_when_asked_for_and_have_contrast(run):
     tags = events.Tags()["images"]
     assert tags == [f"relict/pair_{position}" for position in range(PAIRS)]
     for tag in tags:
-        assert [event.step for event in events.Images(tag)] == [0, 4, 8]
+        assert [event.step for event in events.Images(tag)] == [0, 4, 8, 12]
     (picture,) = [event.encoded_image_string for event in events.Images(tags[0]) if event.step == 8]
     path = run / "pair.png"
     path.write_bytes(picture)
@@ -189,7 +206,7 @@ def test_pictures_reach_weights_and_biases_when_asked_for_and_are_not_black(run)
     written = run / "pictures" / "written"
 
     pictures = sorted(written.rglob("*.png"))
-    assert len(pictures) == 3 * PAIRS
+    assert len(pictures) == 4 * PAIRS
     assert all(np.asarray(Image.open(path)).std() > 20 for path in pictures)
     captions = [row["relict/pairs"]["captions"] for row in _wandb_rows(written) if "relict/pairs" in row]
     assert all(re.fullmatch(r"training image \d+, p = [\d.e-]+", caption) for row in captions for caption in row)
