@@ -14,7 +14,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from relict_lightning.callbacks.agreement import on_first
 from relict_lightning.callbacks.averaging import Moment, weights_to_be_saved
 from relict_lightning.callbacks.background import BackgroundChecker, can_check_in_background
 from relict_lightning.callbacks.checking import Checked
@@ -24,9 +23,10 @@ from relict_lightning.callbacks.evaluating import Awaited, Drawn, Occasion, chec
 from relict_lightning.callbacks.failures import Failures
 from relict_lightning.callbacks.kept import KeptCheckpoint
 from relict_lightning.callbacks.preparation import describe_power, fit_detector
-from relict_lightning.callbacks.reporting import onset_summary
+from relict_lightning.callbacks.reporting import onset_summary, run_settings
 from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.callbacks.sources import heldout_source, load_validation, training_source
+from relict_lightning.callbacks.telling import Teller
 from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError, DrawingInterrupted, RelictWarning, SamplerError
@@ -43,7 +43,7 @@ from relict_lightning.onset import (
 from relict_lightning.report import write_report
 from relict_lightning.results import DetectionResult, Evaluation, MatchedPair
 from relict_lightning.samplers import resolve_sampler
-from relict_lightning.tracking import logged_values, with_prefix, write_alert, write_pairs, write_scalars
+from relict_lightning.tracking import logged_values, with_prefix
 
 _CHUNK = 32
 # Evaluations count from 0, and none comes near this many.
@@ -209,6 +209,7 @@ class ReplicaMonitor(Callback):
         )
         self._clock = RunClock()
         self._failures = Failures()
+        self._teller = Teller(self._failures, monitor=self.name, stops=self.on_error == "raise")
         self._onset_detector = OnsetDetector(alpha=self.alpha, tolerance=self.tolerance, patience=self.patience)
         self.history: list[Evaluation] = []
         self.last_result: DetectionResult | None = None
@@ -346,7 +347,7 @@ class ReplicaMonitor(Callback):
             rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {last_rate}.")
         if self.report_path is not None and self.history and not is_dry_run(trainer):
             write = partial(self._write_report, self.report_path, model=type(pl_module).__name__)
-            self._on_first(trainer, write, doing="Writing the report")
+            self._teller.on_first(trainer, write, doing="Writing the report")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave what is being checked in the background; it stays due."""
@@ -358,19 +359,14 @@ class ReplicaMonitor(Callback):
 
     def settings(self) -> dict[str, str]:
         """Return what the numbers of this run depend on, in words."""
-        detector = self._fitted_detector
-        return {
-            "Training patients": str(detector.training_groups),
-            "Held-out patients": str(detector.heldout_groups),
-            "Samples per evaluation": str(self.num_samples),
-            "Evaluations": str(self.schedule),
-            "False discovery rate of the verdicts": f"{detector.fdr:g}",
-            "Probability of a false alarm over the run": f"at most {self.alpha:g}",
-            "Tolerated replica rate": f"{self.tolerance:g}",
-            "Hits per view": str(detector.top_k),
-            "Alterations searched": detector.transforms,
-            "Seed of sampling": str(self.seed),
-        }
+        return run_settings(
+            self._fitted_detector,
+            schedule=self.schedule,
+            num_samples=self.num_samples,
+            alpha=self.alpha,
+            tolerance=self.tolerance,
+            seed=self.seed,
+        )
 
     # Evaluation -------------------------------------------------------------------------------------------------
 
@@ -522,7 +518,7 @@ class ReplicaMonitor(Callback):
             raise error
         self.is_stale = True
         self._failures.report(error, doing="An evaluation of ReplicaMonitor", step=occasion.step)
-        self._write(trainer, {"stale": 1.0}, step=occasion.step)
+        self._teller.tell_values(trainer, {"stale": 1.0}, step=occasion.step)
 
     def _take_in(self, trainer: Trainer, checked: Checked, occasion: Occasion, *, costs: Mapping[str, float]) -> None:
         """Take what an evaluation found into the history, and write it to the loggers."""
@@ -544,31 +540,15 @@ class ReplicaMonitor(Callback):
             self.schedule.follow(signs=self.state is not RunState.CLEAN)
         if newly is not None:
             rank_zero_info(newly.reason)
-            alert = partial(write_alert, trainer.loggers, title=f"Memorization onset, step {step}", text=newly.reason)
-            self._on_first(trainer, alert, doing="Sending an alert to the loggers")
+            self._teller.tell_onset(trainer, newly)
         elif self.watch_reason is not None and not watched_before:
             forecast = "" if self.forecast is None else f" Onset is forecast for {self.forecast}."
             rank_zero_info(
                 f"Early sign of memorization at step {step}, not yet an onset. {self.watch_reason}{forecast}"
             )
-        self._write(trainer, {**values, "stale": 0.0}, step=step)
+        self._teller.tell_values(trainer, {**values, "stale": 0.0}, step=step)
         if self.log_images and not is_dry_run(trainer):
-            write = partial(write_pairs, trainer.loggers, checked.pairs, step=step, monitor=self.name)
-            self._on_first(trainer, write, doing="Writing pictures to the loggers")
-
-    def _write(self, trainer: Trainer, values: dict[str, float], *, step: int) -> None:
-        """Write values to the loggers."""
-        write = partial(write_scalars, trainer.loggers, values, step=step, monitor=self.name)
-        self._on_first(trainer, write, doing="Writing to the loggers")
-
-    def _on_first(self, trainer: Trainer, write: Callable[[], object], *, doing: str) -> None:
-        """Write something on the first process; on all, training goes on if that fails, unless it is to stop."""
-        try:
-            on_first(trainer, write, doing=doing)
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            self._failures.report(error, doing=doing, step=trainer.global_step)
+            self._teller.show_pairs(trainer, checked.pairs, step=step)
 
     def _say_what_it_cost(self) -> None:
         """Say what a bound on the time did to the schedule, and how much failed."""

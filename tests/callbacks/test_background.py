@@ -248,9 +248,9 @@ class EndsAt(Callback):
             raise ZeroDivisionError("diverged")
 
 
-@pytest.mark.parametrize("saved_at", [4, 5])
+@pytest.mark.parametrize(("saved_at", "goes_on"), [(4, {"background": True}), (4, {}), (5, {})])
 def test_what_is_being_checked_when_a_run_is_saved_is_made_again_where_it_is_resumed(
-    train, heads, commanded, commands, tmp_path, saved_at
+    train, heads, commanded, commands, tmp_path, saved_at, goes_on
 ):
     def watching(**arguments: Any) -> tuple[ReplicaMonitor, MemorizationCheckpoint]:
         sampler = _copying_from_step(99, heads)
@@ -260,7 +260,7 @@ def test_what_is_being_checked_when_a_run_is_saved_is_made_again_where_it_is_res
 
     (commands / "command").write_text("hold")
     ends = EndsAt(tmp_path / "saved.ckpt", saves=saved_at, fails=6)
-    interrupted, resumed = watching(background=True), watching()
+    interrupted, resumed = watching(background=True), watching(**goes_on)
     with pytest.raises(ZeroDivisionError, match="diverged"):
         train(*interrupted, ends)
     (commands / "command").write_text("")
