@@ -98,9 +98,10 @@ class ReplicaMonitor(Callback):
         background: Whether samples are checked on the CPU, in a process of its own, while training goes on, which then
             waits for drawing only. What is found is taken in as soon as it is known, a few steps late, and counts for
             the step and the weights that the samples were drawn at; an evaluation that is due before the last one is
-            checked waits for it. It pays where training and sampling keep a GPU busy and cores are idle, and not where
-            training uses those cores. Encoder and segmenter must be picklable. Not with several training processes or
-            on Windows, where samples are checked as without it.
+            checked waits for it. Other callbacks read the values late as well: what `ModelCheckpoint` saves by them are
+            later weights, what `MemorizationCheckpoint` keeps are those that were evaluated. It pays where training and
+            sampling keep a GPU busy and cores are idle, and not where training uses those cores. Encoder and segmenter
+            must be picklable. Not with several training processes or on Windows, where samples are checked as without.
         sample_batch_size: Samples drawn at a time, the same each time; None draws up to 32. Where memory runs out it is
             halved.
         cache_dir: Where the index is kept and found again; None takes `relict_cache` in the trainer's

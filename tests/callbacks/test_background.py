@@ -19,6 +19,7 @@ import torch
 from commanded_encoder import CommandedEncoder
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from noticed import Noticed, differences
 from torch import Tensor, nn
 
@@ -275,6 +276,41 @@ def test_what_is_being_checked_when_a_run_is_saved_is_made_again_where_it_is_res
     assert {path.name for path in (tmp_path / "kept").iterdir()} == {
         f"step={step}-replicas=0-of-4.ckpt" for step in expected
     }
+
+
+class ToldToEnd(Callback):
+    """Sees SIGTERM come while training waits at step 8, as Lightning's handler notes it down, and saves at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 7:
+            threading.Timer(1.0, setattr, (trainer._signal_connector, "received_sigterm", True)).start()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+def test_a_run_that_is_told_to_end_waits_no_longer_and_what_was_awaited_is_made_again(
+    train, heads, commanded, commands, tmp_path
+):
+    def watching(**arguments: Any) -> ReplicaMonitor:
+        sampler = _copying_from_step(99, heads)
+        return ReplicaMonitor(
+            commanded, sampler=sampler, num_samples=4, every_n_steps=4, evaluate_at_start=False, **arguments
+        )
+
+    (commands / "command").write_text("hold")
+    interrupted, resumed = watching(background=True), watching()
+    with pytest.raises(SIGTERMException):
+        train(interrupted, ToldToEnd(tmp_path / "saved.ckpt"))
+    (commands / "command").write_text("")
+
+    train(resumed, resumes=tmp_path / "saved.ckpt")
+
+    assert (interrupted.history, interrupted.failures, interrupted.awaited_step) == ([], 0, 4)
+    assert [evaluation.step for evaluation in resumed.history] == [8, 12, 16]
 
 
 def test_stopping_stops_at_the_first_step_at_which_onset_is_known(trainer, heads, quick_detector, copying):
