@@ -50,7 +50,7 @@ class Occasion:
         Args:
             now: The occasion that this moment of the run that was resumed is.
         """
-        return self if self.step == now.step else replace(now, completed=self.completed)
+        return self if self.step == now.step else replace(now, completed=max(self.completed, now.completed))
 
 
 @final

@@ -294,7 +294,10 @@ class ReplicaMonitor(Callback):
         if self.background and can_check_in_background(trainer):
             self._checker = BackgroundChecker(self._fitted_detector)
         self._clock.begin()
-        if self._made_again is not None or (self.evaluate_at_start and not self.history):
+        if self._made_again is not None:
+            # It accounts for all that has become due since.
+            self._evaluate(trainer, pl_module, moment="start", completed=self._completed(trainer))
+        elif self.evaluate_at_start and not self.history:
             # Not through the module's `log`: what is logged here would overwrite the first epoch's value at its end.
             self._evaluate(trainer, pl_module, moment="start")
 
@@ -305,9 +308,7 @@ class ReplicaMonitor(Callback):
         self.evaluated_now = False
         has_news = self._receive(trainer)
         if self.schedule.unit != "epochs":
-            completed: int | float = trainer.global_step
-            if self.schedule.unit == "minutes":
-                completed = self._clock.elapsed(trainer, until=60 * self.schedule.next_due) / 60
+            completed = self._completed(trainer)
             if self._is_due(trainer, completed):
                 self._evaluate(trainer, pl_module, moment="batch", completed=completed)
                 has_news = True
@@ -370,6 +371,12 @@ class ReplicaMonitor(Callback):
         )
 
     # Evaluation -------------------------------------------------------------------------------------------------
+
+    def _completed(self, trainer: Trainer) -> int | float:
+        """Return how many epochs, steps or minutes are completed, as the schedule counts, between two epochs' ends."""
+        if self.schedule.unit == "minutes":
+            return self._clock.elapsed(trainer, until=60 * self.schedule.next_due) / 60
+        return trainer.global_step if self.schedule.unit == "steps" else trainer.current_epoch
 
     def _is_due(self, trainer: Trainer, completed: int | float) -> bool:
         """Return whether to evaluate now."""
