@@ -113,7 +113,7 @@ def fit(
     images = simulate_heads(80, shape=(16, 16)).images
     arguments = {"num_samples": 8, "sample_batch_size": 2, "every_n_steps": 2, "evaluate_at_end": False, **monitored}
     monitor = ReplicaMonitor(
-        ReplicaDetector(Coarse(), cache_dir=folder / "cache"),
+        ReplicaDetector(Coarse(), transforms="none", top_k=2, cache_dir=folder / "cache"),
         sampler=Samples(), training=images[:40], heldout=images[40:], **arguments,
     )  # fmt: skip
     shown = Shown()

@@ -14,7 +14,6 @@ from noticed import Noticed, Recorded, differences
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from relict_lightning import ReplicaDetector
 from relict_lightning.testing import CopyingModule, NoisyModule
 
 pytestmark = [
@@ -89,11 +88,6 @@ every_run = pytest.mark.parametrize(
     ("run", "schedule"),
     [pytest.param(run, schedule, id=f"{name}, {schedule}") for name, run in RUNS.items() for schedule in SCHEDULES],
 )
-
-
-@pytest.fixture
-def detector(quick_detector) -> ReplicaDetector:
-    return quick_detector
 
 
 def _monitored(schedule: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader
 
-from relict_lightning import ReplicaDetector, ReplicaMonitor
+from relict_lightning import ReplicaMonitor
 from relict_lightning.samplers import DiffusionSampler
 from relict_lightning.testing import NoisyModule
 
@@ -21,11 +21,6 @@ from relict_lightning.testing import NoisyModule
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The samples' intensities are not those:relict_lightning.errors.RelictWarning"
 )
-
-
-@pytest.fixture
-def detector(quick_detector) -> ReplicaDetector:
-    return quick_detector
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaMonitor
+from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
 from relict_lightning.interfaces import Sampler
 from relict_lightning.testing import CopyingModule, simulate_heads
 
@@ -38,8 +38,9 @@ def watch(
     images = simulate_heads(144, shape=(16, 16)).images
     # Seven chunks: an odd number, and the last one is not full.
     monitor = ReplicaMonitor(
+        ReplicaDetector(transforms="none", top_k=2, cache_dir=folder / "cache"),
         sampler=SeesSamples(), num_samples=40, sample_batch_size=6, every_n_steps=2,
-        training=images[:40], heldout=images[40:80], cache_dir=folder / "cache",
+        training=images[:40], heldout=images[40:80],
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_epochs=9,
