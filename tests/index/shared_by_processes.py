@@ -1,6 +1,7 @@
 """One of several processes that share a reference: builds it, looks things up, and writes what it found.
 
-Run as `python shared_by_processes.py RANK COUNT FOLDER IMAGES`.
+Run as `python shared_by_processes.py RANK COUNT FOLDER IMAGES...`; what it found of each number of training images
+goes to a folder of that name.
 """
 
 import sys
@@ -97,22 +98,23 @@ def everything(processes, folder, count, *, only_first=False):
     return {"hits": found, "said": said, "pairs": pairs, "loaded": loaded}
 
 
-def main(rank, count, folder, images):
+def main(rank, count, folder, *numbers):
     torch.set_num_threads(1)
     contents.chunk_rows = lambda _: 4
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=count
     )
     processes = Processes.current()
-    report = everything(processes, folder, images)
-    training, *_ = scene(images)
-    try:
-        build(training, processes=processes, encoder=FailsOnOne(rank, failing=count - 1), scale=None)
-    except (ZeroDivisionError, OtherProcessError) as error:
-        report["error"] = f"{type(error).__name__}: {error}"
-    torch.save(report, folder / f"{rank}.pt")
+    for images in numbers:
+        report = everything(processes, folder / str(images), images)
+        training, *_ = scene(images)
+        try:
+            build(training, processes=processes, encoder=FailsOnOne(rank, failing=count - 1), scale=None)
+        except (ZeroDivisionError, OtherProcessError) as error:
+            report["error"] = f"{type(error).__name__}: {error}"
+        torch.save(report, folder / str(images) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:]))

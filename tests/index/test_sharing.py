@@ -13,14 +13,20 @@ import relict_lightning
 from relict_lightning.index import contents
 from relict_lightning.processes import Processes
 
+# One worker for all of them: the processes are started once.
+pytestmark = pytest.mark.xdist_group("shared by processes")
+
 SCRIPT = Path(shared_by_processes.__file__)
 
 
-def _run(folder, count, images):
+def _run(folder, count, *numbers):
+    """Starts so many processes; returns for each number of images what each of them found."""
     path = [str(Path(relict_lightning.__file__).parent.parent), str(SCRIPT.parent)]
+    for images in numbers:
+        (folder / str(images)).mkdir()
     processes = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(count), str(folder), str(images)],
+            [sys.executable, str(SCRIPT), str(rank), str(count), str(folder), *map(str, numbers)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
@@ -34,7 +40,21 @@ def _run(folder, count, images):
     finally:
         for process in processes:
             process.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+    return {
+        images: [torch.load(folder / str(images) / f"{rank}.pt", weights_only=True) for rank in range(count)]
+        for images in numbers
+    }
+
+
+# 23 images are six chunks, the last one ragged; 9 are three, so that one of four processes has none.
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    return _run(tmp_path_factory.mktemp("two"), 2, 23)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    return _run(tmp_path_factory.mktemp("four"), 4, 23, 9)
 
 
 def _assert_same(found, expected):
@@ -48,16 +68,14 @@ def _assert_same(found, expected):
 
 
 # Copies among the training images are warned of.
-# 23 images are six chunks, the last one ragged; 9 are three, so that one of four processes has none.
 @pytest.mark.filterwarnings("ignore::relict_lightning.errors.RelictWarning")
-@pytest.mark.parametrize(("count", "images"), [(2, 23), (4, 23), (4, 9)], ids=["two", "four", "one of four empty"])
-def test_processes_that_share_find_what_one_finds(tmp_path, monkeypatch, count, images):
+@pytest.mark.parametrize(
+    ("several", "images"), [("two", 23), ("four", 23), ("four", 9)], ids=["two", "four", "one of four empty"]
+)
+def test_processes_that_share_find_what_one_finds(tmp_path, monkeypatch, request, several, images):
+    reports = request.getfixturevalue(several)[images]
     monkeypatch.setattr(contents, "chunk_rows", lambda _: 4)
-    (tmp_path / "alone").mkdir()
-    (tmp_path / "shared").mkdir()
-    expected = shared_by_processes.everything(Processes(), tmp_path / "alone", images)
-
-    reports = _run(tmp_path / "shared", count, images)
+    expected = shared_by_processes.everything(Processes(), tmp_path, images)
 
     for report in reports:
         _assert_same(report, expected)

@@ -9,15 +9,26 @@ from metric_cases import CASES
 
 import relict_lightning
 
+# One worker for all of them: the processes are started once.
+pytestmark = pytest.mark.xdist_group("metrics of two")
 
-@pytest.mark.parametrize("shares", [(3, 7), (0, 10)], ids=["unequal shares", "one process without samples"])
-def test_two_processes_agree_with_one(tmp_path, shares):
+SHARES = {"unequal shares": (3, 7), "one process without samples": (0, 10)}
+
+
+def _split(shares):
+    return ",".join(map(str, shares))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder that two processes wrote to."""
+    folder = tmp_path_factory.mktemp("two")
     package = str(Path(relict_lightning.__file__).parent.parent)
     processes = [
         subprocess.Popen(
             [
                 *(sys.executable, str(Path(__file__).with_name("two_processes.py"))),
-                *(str(rank), str(tmp_path), *map(str, shares)),
+                *(str(rank), str(folder), *map(_split, SHARES.values())),
             ],
             env={**os.environ, "PYTHONPATH": package},
             stderr=subprocess.PIPE,
@@ -28,9 +39,13 @@ def test_two_processes_agree_with_one(tmp_path, shares):
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+    return folder
 
+
+@pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
+def test_two_processes_agree_with_one(written, shares):
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        found = torch.load(written / f"{_split(shares)}-{rank}.pt", weights_only=True)
         assert set(found) == set(CASES)
         for name, case in CASES.items():
             expected = torch.as_tensor(case.twin(*case.samples(0, sum(shares)))).double()

@@ -1,11 +1,12 @@
 """One of two processes: updates each metric with its own share of the samples, and writes what it computes.
 
-Run as `python two_processes.py RANK FOLDER SHARE SHARE`.
+Run as `python two_processes.py RANK FOLDER SHARES...`, each of them like `3,7`; writes a file for each.
 """
 
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
@@ -14,9 +15,7 @@ from metric_cases import CASES
 from relict_lightning.metrics import ReplicaRate
 
 
-def main(rank: int, folder: Path, shares: list[int]) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+def computed(rank: int, shares: list[int]) -> dict[str, Any]:
     mine = slice(0, shares[0]) if rank == 0 else slice(shares[0], sum(shares))
     values = {}
     for name, case in CASES.items():
@@ -32,9 +31,16 @@ def main(rank: int, folder: Path, shares: list[int]) -> None:
         if isinstance(metric, ReplicaRate):
             estimate = metric.estimate()
             values[name] |= {"successes": estimate.successes, "trials": estimate.trials}
-    torch.save(values, folder / f"{rank}.pt")
+    return values
+
+
+def main(rank: int, folder: Path, splits: list[str]) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+    for split in splits:
+        torch.save(computed(rank, [int(share) for share in split.split(",")]), folder / f"{split}-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), [int(share) for share in sys.argv[3:]])
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
