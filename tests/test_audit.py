@@ -27,6 +27,8 @@ from relict_lightning.self_test import SelfTest
 from relict_lightning.testing import PlantedSamples, plant_replicas, simulate_heads
 
 SETTINGS = AuditSettings()
+# For tests that are not about the copies that are planted to check the detector.
+WITHOUT_PLANTING = AuditSettings(self_test=0)
 MADE_OF_COPIES = 8
 SAMPLES = 20
 
@@ -134,7 +136,7 @@ def test_no_file_of_an_audit_names_a_training_patient(audit):
 
 
 def test_patients_are_named_where_that_was_asked_for(sets, tmp_path):
-    audit = run_audit(**sets, output=tmp_path / "audit", settings=SETTINGS, show_ids=True)
+    audit = run_audit(**sets, output=tmp_path / "audit", settings=WITHOUT_PLANTING, show_ids=True)
 
     table = pd.read_csv(audit.folder / "verdicts.csv")
     assert table["match_group"].tolist() == [f"sub-{match:05d}" for match in table["match"]]
@@ -179,16 +181,17 @@ def test_held_out_images_of_training_patients_become_a_note_and_leave_the_contro
     for source in [*sorted(sets["heldout"].iterdir()), *sorted(sets["training"].iterdir())[:3]]:
         (leaky / source.name).write_bytes(source.read_bytes())
 
-    audit = run_audit(**{**sets, "heldout": leaky}, output=tmp_path / "audit", settings=SETTINGS)
+    audit = run_audit(**{**sets, "heldout": leaky}, output=tmp_path / "audit", settings=WITHOUT_PLANTING)
 
     assert [note for note in audit.notes if "3 of 63 held-out images are training images too" in note]
     assert json.loads((audit.folder / "summary.json").read_text())["heldout_patients"] == 60
 
 
 def test_an_array_of_training_images_comes_with_the_note_that_it_names_no_patients(sets, tmp_path):
-    np.save(tmp_path / "training.npy", simulate_heads(16, shape=(32, 32)).images.numpy())
+    array = tmp_path / "training.npy"
+    np.save(array, simulate_heads(16, shape=(32, 32)).images.numpy())
 
-    audit = run_audit(**{**sets, "training": tmp_path / "training.npy"}, output=tmp_path / "a", settings=SETTINGS)
+    audit = run_audit(**{**sets, "training": array}, output=tmp_path / "audit", settings=WITHOUT_PLANTING)
 
     assert "The training images came as one array, which names no patients" in audit.notes[0]
 
@@ -207,7 +210,7 @@ def test_volumes_in_nifti_files_are_audited_like_arrays(tmp_path):
     audit = run_audit(
         **{name: tmp_path / name for name in ("generated", "training", "heldout")},
         output=tmp_path / "audit",
-        settings=SETTINGS,
+        settings=WITHOUT_PLANTING,
     )
 
     assert [verdict.match for verdict in audit.result.verdicts] == [0, 1, 2, 3]
@@ -220,7 +223,7 @@ def test_an_audit_reuses_the_index_that_was_built_before_it(sets, tmp_path):
     )
     entries = sorted((tmp_path / "cache").iterdir())
 
-    run_audit(**sets, output=tmp_path / "audit", settings=SETTINGS, cache_dir=tmp_path / "cache")
+    run_audit(**sets, output=tmp_path / "audit", settings=WITHOUT_PLANTING, cache_dir=tmp_path / "cache")
     again = prebuild_index(
         training=sets["training"], heldout=sets["heldout"], cache_dir=tmp_path / "cache", settings=SETTINGS
     )
