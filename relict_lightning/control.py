@@ -15,8 +15,9 @@ from relict_lightning.self_test import SelfTest, split_false_positive_rate
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
-# The usual level at which a thing is called unusual; that more of the samples lean is tested, at levels of its own.
-_UNUSUAL = 0.05
+# A sample counts as leaning beyond this share of new patients. It is no error rate: chance is taken off the count, and
+# whether samples lean is tested at levels of its own. A smaller share would miss what is still blurred.
+_UNUSUAL = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Control:
 
     @property
     def usual_union_likeness(self) -> Array:
-        """What one new patient in twenty exceeds in one view or the other, at most, `[2]`."""
+        """What one new patient in ten exceeds in one view or the other, at most, `[2]`."""
         share = 1 - _UNUSUAL / len(self.union_likeness)
         usual: Array = np.quantile(self.union_likeness, share, axis=1, method="higher")
         return usual

@@ -120,11 +120,11 @@ def _copying_from_step(step: int, heads: Any) -> Callable[..., Tensor]:
 
 
 def test_training_is_that_of_a_run_that_nobody_watches_and_the_history_that_of_one_that_waits(
-    train, heads, quick_detector, tmp_path
+    train, heads, detector, tmp_path
 ):
     def watching(name: str, **arguments: Any) -> tuple[ReplicaMonitor, MemorizationCheckpoint]:
         sampler = _copying_from_step(10, heads)
-        monitor = ReplicaMonitor(quick_detector, sampler=sampler, num_samples=24, every_n_steps=3, **arguments)
+        monitor = ReplicaMonitor(detector, sampler=sampler, num_samples=24, every_n_steps=3, **arguments)
         return monitor, MemorizationCheckpoint(tmp_path / name, verify=False, keep=5)
 
     alone = train()
@@ -313,8 +313,8 @@ def test_a_run_that_is_told_to_end_waits_no_longer_and_what_was_awaited_is_made_
     assert [evaluation.step for evaluation in resumed.history] == [8, 12, 16]
 
 
-def test_stopping_stops_at_the_first_step_at_which_onset_is_known(trainer, heads, quick_detector, copying):
-    monitor = ReplicaMonitor(quick_detector, num_samples=24, evaluate_at_start=False, background=True)
+def test_stopping_stops_at_the_first_step_at_which_onset_is_known(trainer, heads, detector, copying):
+    monitor = ReplicaMonitor(detector, num_samples=24, evaluate_at_start=False, background=True)
     # An epoch takes four steps; minutes would not be enough for all of these.
     run = trainer(monitor, MemorizationStopping(verbose=False), max_epochs=100_000, max_time="00:00:02:00")
 
@@ -360,14 +360,14 @@ def test_an_encoder_that_cannot_be_sent_is_refused_before_the_first_step(trainer
     assert run.global_step == 0
 
 
-def test_an_encoder_of_the_training_script_is_refused_too(quick_detector, monkeypatch):
+def test_an_encoder_of_the_training_script_is_refused_too(detector, monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], "Scripted", type("Scripted", (CommandedEncoder,), {}), raising=False)
     scripted = sys.modules["__main__"].Scripted
     scripted.__module__, scripted.__qualname__ = "__main__", "Scripted"
-    monkeypatch.setattr(quick_detector, "_encoder", scripted(Path("folder")))
+    monkeypatch.setattr(detector, "_encoder", scripted(Path("folder")))
 
     with pytest.raises(ConfigurationError, match=r"does not know what is defined in the training script"):
-        background.BackgroundChecker(quick_detector)
+        background.BackgroundChecker(detector)
 
 
 def test_the_process_ends_with_the_one_that_started_it_and_removes_the_folder(tmp_path):

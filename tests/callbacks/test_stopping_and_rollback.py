@@ -406,7 +406,8 @@ def test_a_leaning_that_was_found_once_is_not_over_at_the_next_evaluation(
     detect, found = ReplicaDetector.detect, iter([1.0, 0.5, 1e-9, 0.5, 0.5])
 
     def detect_with_p_value(self: ReplicaDetector, *arguments: Any, **options: Any) -> DetectionResult:
-        return replace(detect(self, *arguments, **options), memorization_p_value=next(found))
+        shown = {"memorization_p_value": next(found), "leaning_rate": estimate_rate(2, 48)}
+        return replace(detect(self, *arguments, **options), **shown)
 
     monkeypatch.setattr(ReplicaDetector, "detect", detect_with_p_value)
     keeper = MemorizationCheckpoint(tmp_path / "kept", keep=9)
