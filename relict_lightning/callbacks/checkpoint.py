@@ -361,7 +361,7 @@ class MemorizationCheckpoint(Checkpoint):
                     verification = judge(
                         checkpoint.replica_rate, results, onset, tolerance=monitor.tolerance, alpha=monitor.alpha
                     )
-                    if not asks_for_more(verification, onset):
+                    if not asks_for_more(verification, results, onset, tolerance=monitor.tolerance):
                         break
             except Exception as error:  # noqa: BLE001 - told in the advice
                 # By its kind alone: an error about images may name a patient, and what is said may leave the machine.

@@ -69,10 +69,10 @@ def judge(
 
     It is clean if four things hold: the upper bound of the pooled rate lies below the lower bound of the rate that
     onset was shown by; neither the fresh nor the pooled rate is sure to exceed `tolerance`; the test against held-out
-    patients does not pass at the level of the onset; and the samples do not lean, which they do where the permutation
-    test passes at that level and more than the tolerated share lean, or where it passes at `alpha` and that share is
-    sure to exceed `tolerance`. It makes copies if replicas among the fresh samples alone would have established an
-    onset there. All else is undecided: too few samples, replicas without evidence, or samples that lean.
+    patients does not pass at the level of the onset; and the samples do not lean. They do where the permutation test
+    passes at that level and more than the tolerated share of all fresh samples lean, or where it passes at `alpha` and
+    that share is sure to exceed `tolerance`. It makes copies if replicas among the fresh samples alone would have
+    established an onset there. All else is undecided: too few samples, replicas without evidence, or samples that lean.
 
     Args:
         first: The replica rate that the checkpoint was chosen by.
@@ -88,38 +88,53 @@ def judge(
     fresh, pooled = reduce(pool, rates), reduce(pool, rates, first)
     discovers = any(_passes(result.discovery_p_value, onset.level) for result in results)
     passes = discovers or any(_passes(result.memorization_p_value, onset.level) for result in results)
-    leaning = [result for result in results if _leans(result, level=onset.level, tolerance=tolerance, alpha=alpha)]
+    leans = _leans_for_sure(results, onset, tolerance=tolerance) or _may_lean(results, tolerance=tolerance, alpha=alpha)
     is_low = max(fresh.low, pooled.low) <= tolerance and pooled.high < onset.shown_rate.low
     if passes and fresh.low > tolerance:
         finding = Finding.COPIES
-    elif is_low and not discovers and not leaning:
+    elif is_low and not discovers and not leans:
         finding = Finding.CLEAN
     else:
         finding = Finding.UNDECIDED
-    return Verification(
-        finding=finding, fresh=fresh, pooled=pooled, leaning=leaning[0].leaning_rate if leaning else None
-    )
+    return Verification(finding=finding, fresh=fresh, pooled=pooled, leaning=_share(results) if leans else None)
 
 
-def asks_for_more(verification: Verification, onset: Onset) -> bool:
-    """Return whether more fresh samples may find a checkpoint clean that so few cannot tell from the onset."""
-    if verification.finding is not Finding.UNDECIDED or verification.pooled is None or verification.leaning is not None:
-        return False
-    return verification.pooled.high >= onset.shown_rate.low
+def asks_for_more(
+    verification: Verification, results: Sequence[DetectionResult], onset: Onset, *, tolerance: float
+) -> bool:
+    """Return whether more fresh samples may find a checkpoint clean that so few cannot tell from the onset.
+
+    Args:
+        verification: What `judge` said.
+        results: What it was said of.
+        onset: The onset.
+        tolerance: Replica rate that is put up with.
+    """
+    return verification.finding is Finding.UNDECIDED and not _leans_for_sure(results, onset, tolerance=tolerance)
+
+
+def _share(results: Sequence[DetectionResult]) -> RateEstimate | None:
+    """Return the share of all samples that lean; None where it was not measured."""
+    shares = [result.leaning_rate for result in results if result.leaning_rate is not None]
+    return reduce(pool, shares) if shares else None
+
+
+def _leans_for_sure(results: Sequence[DetectionResult], onset: Onset, *, tolerance: float) -> bool:
+    """Return whether the permutation test passes as it would for an onset, and more than the tolerated share lean."""
+    share = _share(results)
+    passes = any(_passes(result.memorization_p_value, onset.level) for result in results)
+    return passes and (share is None or share.value > tolerance)
+
+
+def _may_lean(results: Sequence[DetectionResult], *, tolerance: float, alpha: float) -> bool:
+    """Return whether the permutation test passes at `alpha`, and a share that is sure to exceed the tolerance leans."""
+    share = _share(results)
+    passes = any(_passes(result.memorization_p_value, alpha) for result in results)
+    return passes and share is not None and share.low > tolerance
 
 
 def _passes(p_value: float | None, level: float) -> bool:
     return p_value is not None and p_value <= level
-
-
-def _leans(result: DetectionResult, *, level: float, tolerance: float, alpha: float) -> bool:
-    """Return whether the samples lean in more than the tolerated share; without a share, whether they lean at all."""
-    p_value, share = result.memorization_p_value, result.leaning_rate
-    if p_value is None:
-        return False
-    if share is None:
-        return p_value <= level
-    return (p_value <= level and share.value > tolerance) or (p_value <= alpha and share.low > tolerance)
 
 
 def verification_to_primitives(verification: Verification) -> dict[str, Any]:

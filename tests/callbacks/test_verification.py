@@ -103,28 +103,48 @@ def test_fresh_samples_find_a_checkpoint_clean_copying_or_neither(first, fresh, 
     assert verification.pooled == estimate_rate(first + fresh.replica_rate.successes, 96)
 
 
-def test_samples_drawn_several_times_are_pooled_and_each_of_them_may_lean():
-    clean, leaning = _result(0), _result(0, p_value=1e-6, leaning=2)
+def _judged(results: list[DetectionResult], onset: Onset) -> tuple[Verification, bool]:
+    verification = judge(estimate_rate(0, 48), results, onset, tolerance=0.01, alpha=0.05)
+    return verification, asks_for_more(verification, results, onset, tolerance=0.01)
 
-    short, enough, leant = (
-        judge(estimate_rate(0, 48), results, _onset(3), tolerance=0.01, alpha=0.05)
-        for results in ([clean], [clean] * 6, [*[clean] * 6, leaning])
-    )
+
+def test_samples_drawn_several_times_are_pooled():
+    clean = _result(0)
+
+    short, asks = _judged([clean], _onset(3))
+    enough, asks_again = _judged([clean] * 6, _onset(3))
 
     # 0 of 336 is at most 1.1 %.
-    assert (short.finding, enough.finding, leant.finding) == (Finding.UNDECIDED, Finding.CLEAN, Finding.UNDECIDED)
+    assert (short.finding, asks) == (Finding.UNDECIDED, True)
+    assert (enough.finding, asks_again) == (Finding.CLEAN, False)
     assert (enough.fresh, enough.pooled) == (estimate_rate(0, 288), estimate_rate(0, 336))
-    assert leant.leaning == estimate_rate(2, 48)
-    assert asks_for_more(short, _onset(3))
-    assert not any(asks_for_more(verification, _onset(3)) for verification in (enough, leant))
+
+
+def test_leaning_that_one_set_of_samples_showed_by_chance_is_gone_in_more_of_them():
+    leaning, upright = _result(0, p_value=0.01, leaning=4), _result(0, p_value=0.3, leaning=0)
+
+    # 4 of 48 are at least 2.3 %, 4 of 144 at least 0.8 %.
+    alone, asks = _judged([leaning], _onset())
+    pooled, _ = _judged([leaning, upright, upright], _onset())
+    both, asks_again = _judged([leaning, leaning], _onset())
+
+    assert (alone.finding, alone.leaning, asks) == (Finding.UNDECIDED, estimate_rate(4, 48), True)
+    assert (pooled.finding, pooled.leaning) == (Finding.CLEAN, None)
+    assert (both.finding, both.leaning, asks_again) == (Finding.UNDECIDED, estimate_rate(8, 96), True)
+
+
+def test_leaning_that_would_have_established_an_onset_asks_for_no_more_samples():
+    verification, asks = _judged([_result(0, p_value=1e-6, leaning=2)], _onset())
+
+    assert (verification.finding, verification.leaning, asks) == (Finding.UNDECIDED, estimate_rate(2, 48), False)
 
 
 def test_what_makes_copies_or_failed_asks_for_no_more_samples():
-    copies = judge(estimate_rate(0, 48), [_result(24, p_value=1e-6)], _onset(24), tolerance=0.01, alpha=0.05)
+    _, asks = _judged([_result(24, p_value=1e-6)], _onset(24))
     failed = Verification(finding=Finding.FAILED, failure="reading it failed")
 
-    assert not asks_for_more(copies, _onset(24))
-    assert not asks_for_more(failed, _onset(24))
+    assert not asks
+    assert not asks_for_more(failed, [], _onset(24), tolerance=0.01)
 
 
 def _tried(step: int, finding: Finding, pooled: int | None = None) -> KeptCheckpoint:
