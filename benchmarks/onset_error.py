@@ -59,7 +59,7 @@ BLOCKS = (slice(0, 64), slice(64, 96), slice(96, 112))
 VIEWS = (BLOCKS[1], BLOCKS[0])
 # A sample's nearest patient, and five others to judge it against.
 NEIGHBORS = 6
-UNUSUAL = 0.1
+UNUSUAL = 0.05
 SIZE = BLOCKS[-1].stop
 PATIENTS, TRAINING, TYPICAL = 200, 100, 20
 NULLS = ("ordinary", "blurred", "smooth", "collapsed", "drifting", "biased")
