@@ -22,7 +22,8 @@ Two kinds of evidence are tested at each evaluation, each with half of `alpha` t
   spent more evenly (`even_spending_level`), and its level is divided by the factor by which its p-values have been too
   small in this run before (`usual_surprise`). Either can only keep onset back where the assumption holds.
   In simulation (`benchmarks/onset_error.py`), none of 200 runs of 100 evaluations of blurred, collapsed, biased and
-  ordinary generators had a false alarm; without the two, 3 and 5 of 60 runs of two kinds of blurred ones had.
+  ordinary generators had a false alarm by this test, and 5 by the other (2.5 %, which is its half of `alpha`); without
+  the two, 3 and 5 of 60 runs of two kinds of blurred ones had.
 
 Which of the two established an onset is part of its reason. Before the first step there is nothing to establish: an
 evaluation of untrained weights spends nothing.
