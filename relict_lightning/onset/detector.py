@@ -163,10 +163,10 @@ class OnsetDetector:
         )
         self._row = [*self._row, counts][-MOST_POOLED:] if passed else []
         shown = exceeding(self._row, tolerance=self.tolerance)
-        if shown is not None and shown.pooled == 1:
-            # Its many copies must not confirm, with patience, what the next evaluation does not show.
-            self._row = []
         if shown is not None:
+            if shown.pooled == 1:
+                # Its many copies must not confirm, with patience, what the next evaluation does not show.
+                self._row = []
             evidence, p_value, level = passed[0]
             self._pending = self._pending or Onset(
                 step=step,

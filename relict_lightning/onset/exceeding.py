@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from relict_lightning.functional import estimate_rate
 from relict_lightning.results import RateEstimate
 
-# A rate that rises is that of the last evaluations; more of them would only make it smaller.
 MOST_POOLED = 4
+"""How many evaluations to pool: a rate that rises is that of the last ones, and more would only make it smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,10 @@ def exceeding(row: Sequence[Counts], *, tolerance: float) -> Exceeding | None:
     Replicas come before samples that only lean.
 
     Args:
-        row: Evaluations in a row at which a test passed, the newest last.
+        row: Evaluations in a row at which a test passed, the newest last, at most `MOST_POOLED`.
         tolerance: What the lower bound of the rate must exceed.
     """
-    newest = row[-MOST_POOLED:]
-    for counts in (newest[-1:], newest):
+    for counts in (row[-1:], row):
         samples = sum(each.samples for each in counts)
         replicas = estimate_rate(sum(each.replicas for each in counts), samples)
         leaning = estimate_rate(sum(each.leaning for each in counts), samples)
