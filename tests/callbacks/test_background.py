@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from commanded_encoder import CommandedEncoder
+from commanded_encoder import CommandedEncoder, give
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -175,8 +175,8 @@ class Follows(Callback):
         self.names: dict[int, list[str]] = {}
 
     def sample(self, module: Any, n: int, *, generator: torch.Generator) -> Tensor:
-        command = {4: "hold", 8: "die", 16: "fail"}.get(module.global_step, "")
-        (self.commands / "command").write_text(command)
+        command = {4: "hold", 8: "hold", 16: "fail"}.get(module.global_step, "")
+        give(self.commands, command)
         return torch.rand(n, 1, 16, 16, generator=generator)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -189,11 +189,13 @@ class Follows(Callback):
         # To all processes of the terminal: not for this one to act on.
         os.kill(self.monitor._checker._child._process.pid, signal.SIGINT)
         time.sleep(0.3)
-        (self.commands / "command").write_text("")
+        give(self.commands, "")
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         self.known.append((len(self.monitor.history), self.monitor.awaited_step))
         self.names[trainer.global_step] = sorted(path.name for path in self.kept.glob("*"))
+        if trainer.global_step == 9:
+            give(self.commands, "die")
         folders = Path(tempfile.gettempdir()).iterdir()
         self.modes |= {stat.S_IMODE(folder.stat().st_mode) for folder in folders}
 
@@ -203,7 +205,7 @@ class Follows(Callback):
 def test_training_goes_on_meanwhile_waits_where_the_next_is_due_and_goes_on_after_failures(
     train, commanded, commands, tmp_path
 ):
-    (commands / "command").write_text("")
+    give(commands, "")
     follows = Follows(commands, tmp_path / "kept")
     follows.monitor = monitor = ReplicaMonitor(
         commanded, sampler=follows.sample, num_samples=4, at_steps=[4, 8, 12, 16],
@@ -259,12 +261,12 @@ def test_what_is_being_checked_when_a_run_is_saved_is_made_again_where_it_is_res
         monitor = ReplicaMonitor(commanded, sampler=sampler, **settings, **arguments)
         return monitor, MemorizationCheckpoint(tmp_path / "kept", keep=5)
 
-    (commands / "command").write_text("hold")
+    give(commands, "hold")
     ends = EndsAt(tmp_path / "saved.ckpt", saves=saved_at, fails=6)
     interrupted, resumed = watching(background=True), watching(**goes_on)
     with pytest.raises(ZeroDivisionError, match="diverged"):
         train(*interrupted, ends)
-    (commands / "command").write_text("")
+    give(commands, "")
 
     train(*resumed, resumes=tmp_path / "saved.ckpt")
 
@@ -301,11 +303,11 @@ def test_a_run_that_is_told_to_end_waits_no_longer_and_what_was_awaited_is_made_
             commanded, sampler=sampler, num_samples=4, every_n_steps=4, evaluate_at_start=False, **arguments
         )
 
-    (commands / "command").write_text("hold")
+    give(commands, "hold")
     interrupted, resumed = watching(background=True), watching()
     with pytest.raises(SIGTERMException):
         train(interrupted, ToldToEnd(tmp_path / "saved.ckpt"))
-    (commands / "command").write_text("")
+    give(commands, "")
 
     train(resumed, resumes=tmp_path / "saved.ckpt")
 
