@@ -2,6 +2,7 @@
 
 from lightning.pytorch import Trainer
 
+from relict_lightning.callbacks.listed import callbacks_of
 from relict_lightning.callbacks.monitor import ReplicaMonitor
 from relict_lightning.errors import ConfigurationError
 
@@ -16,8 +17,7 @@ def attached_monitor(trainer: Trainer, owner: str) -> ReplicaMonitor:
     Raises:
         ConfigurationError: If the trainer has none.
     """
-    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
-    monitors = [callback for callback in callbacks if isinstance(callback, ReplicaMonitor)]
+    monitors = [callback for callback in callbacks_of(trainer) if isinstance(callback, ReplicaMonitor)]
     if not monitors:
         raise ConfigurationError(f"{owner} needs a ReplicaMonitor among the trainer's callbacks. Add one before it.")
     return next((monitor for monitor in monitors if not monitor.name), monitors[0])

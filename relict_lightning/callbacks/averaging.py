@@ -7,6 +7,8 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 
+from relict_lightning.callbacks.listed import callbacks_of
+
 # Lightning has had it since 2.6.
 _WeightAveraging: Any = getattr(lightning_callbacks, "WeightAveraging", None)
 
@@ -33,7 +35,7 @@ def weights_to_be_saved(
     if averaging is None or averaging._average_model is None:
         yield
         return
-    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
+    callbacks = callbacks_of(trainer)
     is_later = callbacks.index(averaging) > callbacks.index(watcher)
     # It would take this step or epoch in only after the watcher has looked. A second call then changes nothing.
     if is_later and moment == "batch":
@@ -78,7 +80,6 @@ def _saved_as_if_not(trainer: Trainer, averaging: Any, module: LightningModule) 
 
 def averaging_of(trainer: Trainer) -> Any | None:
     """Return the trainer's `WeightAveraging`, if it has one."""
-    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
     if _WeightAveraging is None:
         return None
-    return next((callback for callback in callbacks if isinstance(callback, _WeightAveraging)), None)
+    return next((callback for callback in callbacks_of(trainer) if isinstance(callback, _WeightAveraging)), None)

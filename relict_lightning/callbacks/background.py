@@ -27,7 +27,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from relict_lightning.callbacks.checking import Checked
 from relict_lightning.callbacks.checking_process import DETECTOR, MODULES, Answer
 from relict_lightning.callbacks.drawing import DrawnSamples
-from relict_lightning.callbacks.evaluating import is_dry_run
+from relict_lightning.callbacks.occasion import is_dry_run
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import CheckingProcessError, ConfigurationError, RelictWarning
 

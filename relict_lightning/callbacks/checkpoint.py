@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from relict_lightning.callbacks.advice import advice
 from relict_lightning.callbacks.agreement import together
 from relict_lightning.callbacks.attached import attached_monitor
-from relict_lightning.callbacks.evaluating import is_dry_run
 from relict_lightning.callbacks.kept import (
     KeptCheckpoint,
     UncheckedCheckpoint,
@@ -26,6 +25,7 @@ from relict_lightning.callbacks.kept import (
     to_primitives,
 )
 from relict_lightning.callbacks.monitor import ReplicaMonitor
+from relict_lightning.callbacks.occasion import is_dry_run
 from relict_lightning.callbacks.verification import Finding, Verification, asks_for_more, judge
 from relict_lightning.callbacks.weights import (
     load_averages,

@@ -3,8 +3,7 @@
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,15 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from relict_lightning.callbacks.averaging import Moment, weights_to_be_saved
-from relict_lightning.callbacks.background import BackgroundChecker, can_check_in_background
-from relict_lightning.callbacks.checking import Checked
-from relict_lightning.callbacks.clock import RunClock
+from relict_lightning.callbacks.averaging import Moment
+from relict_lightning.callbacks.background import can_check_in_background
 from relict_lightning.callbacks.drawing import SampleDrawer
-from relict_lightning.callbacks.evaluating import Awaited, Drawn, Occasion, check_here, draw, is_dry_run
+from relict_lightning.callbacks.evaluator import Evaluator, Found
 from relict_lightning.callbacks.failures import Failures
 from relict_lightning.callbacks.kept import KeptCheckpoint
+from relict_lightning.callbacks.listed import callbacks_of
+from relict_lightning.callbacks.occasion import Occasion, is_dry_run
+from relict_lightning.callbacks.pace import Pace
 from relict_lightning.callbacks.preparation import describe_power, fit_detector
 from relict_lightning.callbacks.reporting import onset_summary, run_settings
 from relict_lightning.callbacks.schedule import Schedule
@@ -46,8 +46,6 @@ from relict_lightning.samplers import resolve_sampler
 from relict_lightning.tracking import logged_values, with_prefix
 
 _CHUNK = 32
-# Evaluations count from 0, and none comes near this many.
-_FRESH = 2**32
 # The arguments on which evaluations depend: a run that is resumed with others goes on, and says so.
 _SETTINGS = (
     "name", "num_samples", "every_n_epochs", "every_n_steps", "every_n_minutes", "at_steps", "adaptive",
@@ -208,7 +206,8 @@ class ReplicaMonitor(Callback):
             at_steps=self.at_steps,
             adaptive=self.adaptive,
         )
-        self._clock = RunClock()
+        self._pace = Pace(self.schedule, max_overhead=self.max_overhead)
+        self._evaluator = Evaluator(self._drawer, num_samples=self.num_samples, watcher=self)
         self._failures = Failures()
         self._teller = Teller(self._failures, monitor=self.name, stops=self.on_error == "raise")
         self._onset_detector = OnsetDetector(alpha=self.alpha, tolerance=self.tolerance, patience=self.patience)
@@ -218,13 +217,8 @@ class ReplicaMonitor(Callback):
         self.rollback: KeptCheckpoint | None = None
         self.evaluated_now = False
         self.is_stale = False
-        self._put_off = False
         self._stands_as_new = False
         self._shown_in_epoch: int | None = None
-        self._measured_again = 0
-        self._checker: BackgroundChecker | None = None
-        self._awaited: Awaited | None = None
-        self._made_again: Occasion | None = None
 
     @property
     def state_key(self) -> str:
@@ -264,7 +258,7 @@ class ReplicaMonitor(Callback):
     @property
     def awaited_step(self) -> int | None:
         """The step of the evaluation that is being checked in the background; None while none is."""
-        return None if self._awaited is None else self._awaited.occasion.step
+        return None if self._evaluator.awaited is None else self._evaluator.awaited.step
 
     # Hooks ------------------------------------------------------------------------------------------------------
 
@@ -276,10 +270,8 @@ class ReplicaMonitor(Callback):
         """
         if stage != TrainerFn.FITTING:
             return
-        callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
-        if any(
-            isinstance(other, ReplicaMonitor) and other.name == self.name for other in callbacks if other is not self
-        ):
+        others = [other for other in callbacks_of(trainer) if isinstance(other, ReplicaMonitor) and other is not self]
+        if any(other.name == self.name for other in others):
             raise ConfigurationError(
                 f"Two ReplicaMonitors of this trainer have the name {self.name!r}, so their numbers and their states "
                 f"would be mixed up. Give one of them another, as `ReplicaMonitor(..., name=...)`."
@@ -291,12 +283,15 @@ class ReplicaMonitor(Callback):
         with random_state_kept():
             load_validation(trainer)
             self._prepare(trainer, pl_module)
-        if self.background and can_check_in_background(trainer):
-            self._checker = BackgroundChecker(self._fitted_detector)
-        self._clock.begin()
-        if self._made_again is not None:
+        self._evaluator.begin(
+            self._fitted_detector,
+            background=self.background and can_check_in_background(trainer),
+            progress=self._shows_progress(trainer),
+        )
+        self._pace.begin()
+        if self._evaluator.has_left_one:
             # It accounts for all that has become due since.
-            self._evaluate(trainer, pl_module, moment="start", completed=self._completed(trainer))
+            self._evaluate(trainer, pl_module, moment="start", completed=self._pace.completed(trainer))
         elif self.evaluate_at_start and not self.history:
             # Not through the module's `log`: what is logged here would overwrite the first epoch's value at its end.
             self._evaluate(trainer, pl_module, moment="start")
@@ -308,7 +303,7 @@ class ReplicaMonitor(Callback):
         self.evaluated_now = False
         has_news = self._receive(trainer)
         if self.schedule.unit != "epochs":
-            completed = self._completed(trainer)
+            completed = self._pace.completed(trainer)
             if self._is_due(trainer, completed):
                 self._evaluate(trainer, pl_module, moment="batch", completed=completed)
                 has_news = True
@@ -340,10 +335,12 @@ class ReplicaMonitor(Callback):
         self._receive(trainer, waits=True)
         seen = self.history and self.history[-1].step == trainer.global_step
         # What is still awaited is left, because the run was told to end.
-        if self.evaluate_at_end and not seen and self._awaited is None:
+        if self.evaluate_at_end and not seen and self.awaited_step is None:
             self._evaluate(trainer, pl_module, moment="end")
-        self._close()
-        self._say_what_it_cost()
+        self._evaluator.close()
+        self._pace.say_what_it_cost()
+        if self.failures:
+            rank_zero_info(f"ReplicaMonitor failed {self.failures} times in this run; the warnings say why.")
         last_rate = self.history[-1].replica_rate if self.history else None
         if self.onset is None and last_rate is not None:
             rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {last_rate}.")
@@ -353,11 +350,11 @@ class ReplicaMonitor(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave what is being checked in the background; it stays due."""
-        self._close()
+        self._evaluator.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind, however the run ended."""
-        self._close()
+        self._evaluator.close()
 
     def settings(self) -> dict[str, str]:
         """Return what the numbers of this run depend on, in words."""
@@ -372,30 +369,14 @@ class ReplicaMonitor(Callback):
 
     # Evaluation -------------------------------------------------------------------------------------------------
 
-    def _completed(self, trainer: Trainer) -> int | float:
-        """Return how many epochs, steps or minutes are completed, as the schedule counts, between two epochs' ends."""
-        if self.schedule.unit == "minutes":
-            return self._clock.elapsed(trainer, until=60 * self.schedule.next_due) / 60
-        return trainer.global_step if self.schedule.unit == "steps" else trainer.current_epoch
-
     def _is_due(self, trainer: Trainer, completed: int | float) -> bool:
         """Return whether to evaluate now."""
-        if not self.schedule.is_due(completed):
+        if not self._pace.is_due(trainer, completed):
             return False
-        if self.max_overhead is not None:
-            affordable_at = self._clock.affordable_at(self.max_overhead)
-            if self._clock.elapsed(trainer, until=affordable_at) < affordable_at:
-                if not self._put_off:
-                    rank_zero_info(
-                        f"An evaluation that is due at step {trainer.global_step} waits, so that monitoring takes at "
-                        f"most {self.max_overhead:.3g} seconds per second of training. Later ones may wait as well."
-                    )
-                self._put_off = True
-                return False
-        if self._awaited is not None:
-            # One is checked at a time, and what it finds decides when the next is due.
-            return self._receive(trainer, waits=True) and self._is_due(trainer, completed)
-        return True
+        if self.awaited_step is None:
+            return True
+        # One is checked at a time, and what it finds decides when the next is due.
+        return self._receive(trainer, waits=True) and self._is_due(trainer, completed)
 
     def _end_of_epoch(self, trainer: Trainer, pl_module: LightningModule, *, completed: int, moment: Moment) -> None:
         """Evaluate if it is due; show the new values, or the last ones again where other callbacks expect some."""
@@ -436,41 +417,16 @@ class ReplicaMonitor(Callback):
         Raises:
             SamplerError: If the samples are not what was asked for.
         """
-        self._measured_again += 1
-        drawn = self._draw(trainer, pl_module, evaluation=_FRESH + self._measured_again)
-        return check_here(trainer, self._fitted_detector, drawn.samples).result
-
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, *, evaluation: int) -> Drawn:
-        """Draw samples with the seeds of an evaluation."""
-        return draw(
-            trainer,
-            pl_module,
-            drawer=self._drawer,
-            image_shape=self._fitted_detector.image_shape,
-            num_samples=self.num_samples,
-            evaluation=evaluation,
-            progress=self._shows_progress(trainer),
-        )
+        return self._evaluator.measure_again(trainer, pl_module).result
 
     def _evaluate(
         self, trainer: Trainer, pl_module: LightningModule, *, moment: Moment, completed: int | float = 0
     ) -> None:
         """Evaluate the weights that a checkpoint saved now would hold, and write what is found to the loggers."""
         started = time.perf_counter()
-        occasion = Occasion.now(trainer, completed=completed)
-        if self._made_again is not None:
-            occasion, self._made_again = self._made_again.made_up_for(occasion), None
-        # Nothing goes on at the end that a check could run beside.
-        checker = self._checker if moment != "end" else None
+        occasion = self._evaluator.occasion(trainer, completed=completed)
         try:
-            if checker is not None:
-                checker.start()
-            with weights_to_be_saved(trainer, pl_module, watcher=self, moment=moment):
-                drawn = self._draw(trainer, pl_module, evaluation=len(self.history))
-                if checker is None:
-                    checked = check_here(trainer, self._fitted_detector, drawn.samples)
-            if checker is not None:
-                checker.submit(drawn.samples)
+            found = self._evaluator.evaluate(trainer, pl_module, occasion, number=len(self.history), moment=moment)
         except DrawingInterrupted as interrupted:
             # The run is about to be saved and to end. It stays due, and is made when the run is resumed.
             rank_zero_info(str(interrupted))
@@ -478,14 +434,9 @@ class ReplicaMonitor(Callback):
         except Exception as error:  # noqa: BLE001 - raised again where that is asked for
             self._fail(trainer, error, occasion)
         else:
-            if checker is None:
-                self._take_in(trainer, checked, occasion, costs={**drawn.costs, **checked.costs})
-            else:
-                self._awaited = Awaited(
-                    occasion=occasion, costs=drawn.costs, schedule_before=self.schedule.state_dict()
-                )
-        self.schedule.take(occasion.completed)
-        self._clock.spend(trainer, time.perf_counter() - started)
+            if found is not None:
+                self._take_in(trainer, found)
+        self._pace.take(trainer, occasion.completed, seconds=time.perf_counter() - started)
 
     def _receive(self, trainer: Trainer, *, waits: bool = False) -> bool:
         """Take in what was found in the background, if it is known by now, and return whether it is.
@@ -494,29 +445,20 @@ class ReplicaMonitor(Callback):
             trainer: The trainer.
             waits: Whether to wait until it is known, unless the run is told to end.
         """
-        if self._awaited is None or self._checker is None:
+        awaited, started = self._evaluator.awaited, time.perf_counter()
+        if awaited is None:
             return False
-        awaited, started = self._awaited, time.perf_counter()
-        is_told_to_end = partial(getattr, trainer, "received_sigterm")
-        if not (self._checker.wait(unless=is_told_to_end) if waits else self._checker.has_arrived()):
-            return False
-        costs = {**awaited.costs, "seconds_waiting": time.perf_counter() - started}
         try:
-            checked = self._checker.receive()
+            found = self._evaluator.receive(trainer, waits=waits)
         except Exception as error:  # noqa: BLE001 - raised again where that is asked for
-            self._fail(trainer, error, awaited.occasion)
-            self._awaited = None
+            self._fail(trainer, error, awaited)
+            self._evaluator.give_up()
         else:
-            self._awaited = None
-            self._take_in(trainer, checked, awaited.occasion, costs={**costs, **checked.costs})
-        self._clock.extend(time.perf_counter() - started)
+            if found is None:
+                return False
+            self._take_in(trainer, found)
+        self._pace.extend(time.perf_counter() - started)
         return True
-
-    def _close(self) -> None:
-        """End the process that checks in the background; what is awaited stays in the state, to be made again."""
-        if self._checker is not None:
-            self._checker.close()
-            self._checker = None
 
     def _fail(self, trainer: Trainer, error: Exception, occasion: Occasion) -> None:
         """Say that an evaluation failed, and go on; or raise what it failed by."""
@@ -528,21 +470,22 @@ class ReplicaMonitor(Callback):
         self._failures.report(error, doing="An evaluation of ReplicaMonitor", step=occasion.step)
         self._teller.tell_values(trainer, {"stale": 1.0}, step=occasion.step)
 
-    def _take_in(self, trainer: Trainer, checked: Checked, occasion: Occasion, *, costs: Mapping[str, float]) -> None:
+    def _take_in(self, trainer: Trainer, found: Found) -> None:
         """Take what an evaluation found into the history, and write it to the loggers."""
-        result, step, epoch = checked.result, occasion.step, occasion.epoch
+        result, pairs = found.checked.result, found.checked.pairs
+        step, epoch, train_loss = found.occasion.step, found.occasion.epoch, found.occasion.train_loss
         level, watched_before = self._onset_detector.next_level, self.watch_reason is not None
         newly = self._onset_detector.update(result, step=step, epoch=epoch)
-        values = logged_values(result, state=self.state, costs=costs)
+        values = logged_values(result, state=self.state, costs=found.costs)
         if self.forecast is not None:
             values["onset_forecast_step"] = float(self.forecast.step)
         context = {"alpha_threshold": level} if result.replica_rate is not None else {}
-        if occasion.train_loss is not None:
-            context["train_loss"] = occasion.train_loss
+        if train_loss is not None:
+            context["train_loss"] = train_loss
         self.history.append(
             Evaluation(step=step, epoch=epoch, replica_rate=result.replica_rate, measures=values, context=context)
         )
-        self.last_result, self.last_pairs = result, checked.pairs
+        self.last_result, self.last_pairs = result, pairs
         self.evaluated_now, self.is_stale = True, False
         if step > 0:
             self.schedule.follow(signs=self.state is not RunState.CLEAN)
@@ -556,17 +499,7 @@ class ReplicaMonitor(Callback):
             )
         self._teller.tell_values(trainer, {**values, "stale": 0.0}, step=step)
         if self.log_images and not is_dry_run(trainer):
-            self._teller.show_pairs(trainer, checked.pairs, step=step)
-
-    def _say_what_it_cost(self) -> None:
-        """Say what a bound on the time did to the schedule, and how much failed."""
-        if self._put_off:
-            rank_zero_info(
-                f"Evaluations waited to keep monitoring below {self.max_overhead:.3g} seconds per second of training; "
-                f"it took {self._clock.spent_share():.3g}, those at the start and at the end included."
-            )
-        if self.failures:
-            rank_zero_info(f"ReplicaMonitor failed {self.failures} times in this run; the warnings say why.")
+            self._teller.show_pairs(trainer, pairs, step=step)
 
     def _write_report(self, path: Path, *, model: str) -> None:
         """Write the report of the run, and say where it lies."""
@@ -613,9 +546,8 @@ class ReplicaMonitor(Callback):
         return {
             "settings": {name: getattr(self, name) for name in _SETTINGS},
             # What is not known yet is made again where the run is resumed from here.
-            "schedule": self.schedule.state_dict() if self._awaited is None else self._awaited.schedule_before,
-            "awaited": None if self._awaited is None else asdict(self._awaited.occasion),
-            "clock": self._clock.state_dict(),
+            **self._pace.state_dict(before_last=self.awaited_step is not None),
+            "awaited": self._evaluator.state_dict(),
             "onset": self._onset_detector.state_dict(),
             "history": [evaluation_to_primitives(evaluation) for evaluation in self.history],
         }
@@ -631,12 +563,9 @@ class ReplicaMonitor(Callback):
                     RelictWarning,
                     stacklevel=2,
                 )
-        self.schedule.load_state_dict(state_dict["schedule"])
-        if (awaited := state_dict.get("awaited")) is not None:
-            is_same_unit = state_dict["schedule"]["unit"] == self.schedule.unit
-            self._made_again = Occasion(**{**awaited, "completed": awaited["completed"] if is_same_unit else 0})
-        if "clock" in state_dict:
-            self._clock.load_state_dict(state_dict["clock"])
+        self._pace.load_state_dict(state_dict)
+        counts_alike = state_dict["schedule"].get("unit") == self.schedule.unit
+        self._evaluator.load_state_dict(state_dict.get("awaited"), counts_alike=counts_alike)
         self._onset_detector.load_state_dict(state_dict["onset"])
         self.history = [evaluation_from_primitives(evaluation) for evaluation in state_dict["history"]]
 

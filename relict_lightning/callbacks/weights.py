@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from relict_lightning.callbacks.agreement import together
+from relict_lightning.callbacks.averaging import averaging_of
 
 
 def loads_weights_alone(strategy: Strategy) -> bool:
@@ -57,11 +57,9 @@ def load_weights(trainer: Trainer, module: LightningModule, content: Mapping[str
 
 def load_averages(trainer: Trainer, content: Mapping[str, Any]) -> None:
     """Put the weights of a checkpoint in place of running averages: Lightning validates these, also after training."""
-    callbacks: list[object] = trainer.callbacks  # type: ignore[attr-defined] # set by the trainer's connector
-    for callback in callbacks:
-        average = getattr(callback, "_average_model", None)
-        if isinstance(average, AveragedModel):
-            average.module.load_state_dict(content["state_dict"], strict=False)
+    average = getattr(averaging_of(trainer), "_average_model", None)
+    if average is not None:
+        average.module.load_state_dict(content["state_dict"], strict=False)
 
 
 def own_state(trainer: Trainer, module: LightningModule, content: Mapping[str, Any]) -> dict[str, Any]:

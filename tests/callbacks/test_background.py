@@ -187,7 +187,7 @@ class Follows(Callback):
         while not (self.commands / "holding").exists():
             time.sleep(0.01)
         # To all processes of the terminal: not for this one to act on.
-        os.kill(self.monitor._checker._child._process.pid, signal.SIGINT)
+        os.kill(self.monitor._evaluator._checker._child._process.pid, signal.SIGINT)
         time.sleep(0.3)
         give(self.commands, "")
 
