@@ -53,7 +53,7 @@ class Answer:
 
 
 def main(descriptor: int, folder: str, *, parent: int, threads: int) -> None:
-    """Serve until the other end of the connection is closed, or its process is gone.
+    """Serve until the process at the other end of the connection ends this one, or is gone itself.
 
     Args:
         descriptor: File descriptor of the connection.
@@ -61,7 +61,8 @@ def main(descriptor: int, folder: str, *, parent: int, threads: int) -> None:
         parent: Process that samples come from.
         threads: Threads to compute with.
     """
-    threading.Thread(target=_end_with, args=(parent, folder), daemon=True).start()
+    ending = threading.Thread(target=_end_with, args=(parent, folder), daemon=True)
+    ending.start()
     torch.set_num_threads(threads)
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
@@ -69,8 +70,9 @@ def main(descriptor: int, folder: str, *, parent: int, threads: int) -> None:
     try:
         serve(connection, Path(folder))
     except (EOFError, OSError):
-        # The other end is closed.
-        return
+        # The other end is closed, by a process that is about to end this one, or is just about to be gone: to leave
+        # now would be to leave the folder.
+        ending.join()
 
 
 def serve(connection: Connection, folder: Path) -> None:

@@ -1,45 +1,33 @@
 """Keeping the checkpoint to go back to, verifying it, and going back."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from relict_lightning.callbacks.advice import advice
-from relict_lightning.callbacks.agreement import together
 from relict_lightning.callbacks.attached import attached_monitor
+from relict_lightning.callbacks.checkpoint_files import CheckpointFiles
 from relict_lightning.callbacks.kept import (
     KeptCheckpoint,
     UncheckedCheckpoint,
     choose,
     choose_of_tried,
     from_primitives,
-    rated_name,
     thin_out,
     to_primitives,
 )
 from relict_lightning.callbacks.monitor import ReplicaMonitor
 from relict_lightning.callbacks.occasion import is_dry_run
-from relict_lightning.callbacks.verification import Finding, Verification, asks_for_more, judge
-from relict_lightning.callbacks.weights import (
-    load_averages,
-    load_weights,
-    loads_weights_alone,
-    own_state,
-    read_checkpoint,
-)
+from relict_lightning.callbacks.verifying import Verifier
+from relict_lightning.callbacks.weights import load_averages, load_weights, loads_weights_alone, read_checkpoint
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.onset import Onset, WatchReason
-from relict_lightning.results import DetectionResult, Evaluation, RateEstimate
-
-# With as many samples as found the lowest rate at onset, the pooled ones tell a clean checkpoint from it.
-_MOST_DRAWN = 4
+from relict_lightning.results import Evaluation, RateEstimate
 
 
 class MemorizationCheckpoint(Checkpoint):
@@ -108,11 +96,9 @@ class MemorizationCheckpoint(Checkpoint):
         self._seen = 0
         self._unchecked: UncheckedCheckpoint | None = None
         self._followed = ""
-        self._written: set[str] = set()
         self._tried: int | None = None
-        self._has_warned = False
-        # The training's own weights, while those of a checkpoint are in the module.
-        self._own_weights: Mapping[str, Any] | None = None
+        self._files = CheckpointFiles(self.dirpath)
+        self._verifier = Verifier(self._files.has_written)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start afresh; the state of a run that is resumed is loaded after this.
@@ -139,7 +125,7 @@ class MemorizationCheckpoint(Checkpoint):
         if monitor.evaluated_now or monitor.awaited_step is not None:
             if self._unchecked is None and trainer.global_step > 0 and not is_dry_run(trainer):
                 # Saved by the run that is resumed, in the same hook as the checkpoint that it is resumed from.
-                self._remove(trainer, str(self._unchecked_path(trainer)))
+                self._files.remove(trainer, str(self._files.unchecked_path(trainer)))
             self._follow(trainer, pl_module)
 
     def on_train_batch_end(
@@ -166,7 +152,7 @@ class MemorizationCheckpoint(Checkpoint):
         if not self.restore or self.best is None or not loads_weights_alone(trainer.strategy):
             return
         try:
-            content = read_checkpoint(trainer, self.best.path, trusted=self.best.path in self._written)
+            content = read_checkpoint(trainer, self.best.path, trusted=self._files.has_written(self.best.path))
             load_weights(trainer, pl_module, content)
             load_averages(trainer, content)
         except Exception as error:  # noqa: BLE001 - training is over, and its result must not be lost to this
@@ -181,10 +167,10 @@ class MemorizationCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the training's own weights where somebody saves in mid-verification, as at the end of a job's time."""
-        if self._own_weights is not None:
+        if self._verifier.own_weights is not None:
             # `WeightAveraging` has moved the module's weights by now.
             name = "current_model_state" if "current_model_state" in checkpoint else "state_dict"
-            checkpoint[name] = dict(self._own_weights)
+            checkpoint[name] = dict(self._verifier.own_weights)
 
     # Keeping ----------------------------------------------------------------------------------------------------
 
@@ -215,7 +201,7 @@ class MemorizationCheckpoint(Checkpoint):
             if step == 0 or step != trainer.global_step:
                 # Drawn before the first step, and checked while training went on: those weights are gone.
                 return
-        path = self._folder(trainer) / rated_name(step, rate)
+        path = self._files.rated_path(trainer, step=step, rate=rate)
         newest = KeptCheckpoint(path=str(path), step=step, replica_rate=rate, leans=leans)
         # Those that are as good are what to fall back on where verification finds copies in the newest.
         strictly = self.verify and self.keep > 1
@@ -228,17 +214,14 @@ class MemorizationCheckpoint(Checkpoint):
         before, remaining = self.kept, thin_out([*others, newest], keep=self.keep)
         if newest in remaining and unchecked is not None:
             self._unchecked = None
-            named = replace(newest, path=str(unchecked.renamed(path)))
-            if unchecked.path in self._written:
-                self._written.add(named.path)
-            remaining[remaining.index(newest)] = named
+            remaining[remaining.index(newest)] = replace(newest, path=self._files.rename(unchecked, path))
         # The checkpoint that is saved knows of itself.
         self.kept = remaining
-        if newest in remaining and unchecked is None and not self._save(trainer, path):
+        if newest in remaining and unchecked is None and not self._files.save(trainer, path):
             self.kept = before
             return
         for outdone in sorted({older.path for older in before} - {checkpoint.path for checkpoint in remaining}):
-            self._remove(trainer, outdone)
+            self._files.remove(trainer, outdone)
 
     def _save_unchecked(self, trainer: Trainer, monitor: ReplicaMonitor) -> None:
         """Save the weights whose samples are being checked, once."""
@@ -248,59 +231,17 @@ class MemorizationCheckpoint(Checkpoint):
         if is_saved or step == self._tried or step == 0 or not has_rates:
             return
         self._tried = step
-        path = self._unchecked_path(trainer)
+        path = self._files.unchecked_path(trainer)
         # The checkpoint that is saved knows of itself.
         self._unchecked = UncheckedCheckpoint(path=str(path), step=step)
-        if not self._save(trainer, path):
+        if not self._files.save(trainer, path):
             self._unchecked = None
 
     def _drop_unchecked(self, trainer: Trainer, *, unless: int | None) -> None:
         """Remove weights that turned out not to be kept, unless their step's samples are being checked."""
         if self._unchecked is not None and self._unchecked.step != unless:
-            self._remove(trainer, self._unchecked.path)
+            self._files.remove(trainer, self._unchecked.path)
             self._unchecked = None
-
-    def _unchecked_path(self, trainer: Trainer) -> Path:
-        return self._folder(trainer) / f"step={trainer.global_step}-unchecked.ckpt"
-
-    def _folder(self, trainer: Trainer) -> Path:
-        return self.dirpath or Path(trainer.default_root_dir) / "relict_checkpoints"
-
-    def _save(self, trainer: Trainer, path: Path) -> bool:
-        """Save a checkpoint, and return whether it was written; all processes together."""
-        stamp = _stamp(path)
-        failure: Exception | None = None
-        try:
-            trainer.save_checkpoint(path, weights_only=False)
-        except Exception as error:  # noqa: BLE001 - whatever it is, training goes on with what was kept before
-            failure = error
-            # The others wait here for the process that failed to write.
-            trainer.strategy.barrier("Trainer.save_checkpoint")
-        # Lightning passes over a missing permission without a word; and it may write in the background.
-        in_background = isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO)
-        looks = trainer.is_global_zero and not in_background
-        written = failure is None and (not looks or path.is_dir() or _stamp(path) not in (None, stamp))
-        if trainer.strategy.reduce_boolean_decision(written, all=True):
-            self._written.add(str(path))
-            return True
-        said = f"{type(failure).__name__}: {failure}" if failure else "no file was written; is it permitted?"
-        self._warn(
-            f"The checkpoint {path} could not be saved ({said}). Training goes on, and what was kept before stays. "
-            f"Make room, or choose another `dirpath`."
-        )
-        return False
-
-    def _remove(self, trainer: Trainer, path: str) -> None:
-        try:
-            trainer.strategy.remove_checkpoint(path)
-        except OSError as error:
-            self._warn(f"{path} is not needed any longer and could not be removed ({error}). Training goes on.")
-
-    def _warn(self, message: str) -> None:
-        """Warn once in a run: what stands in the way now does so at the next evaluation as well."""
-        if not self._has_warned:
-            self._has_warned = True
-            rank_zero_warn(message, category=RelictWarning)
 
     # Going back -------------------------------------------------------------------------------------------------
 
@@ -322,55 +263,13 @@ class MemorizationCheckpoint(Checkpoint):
         candidate = choose(self.kept, onset.shown_rate)
         while candidate is not None:
             position = self.kept.index(candidate)
-            verification = self._verify(trainer, pl_module, monitor, onset, candidate)
+            verification = self._verifier.verify(trainer, pl_module, candidate, monitor=monitor, onset=onset)
             self.kept[position] = replace(candidate, verification=verification)
             tried.append(self.kept[position])
             if tried[-1].is_verified:
                 break
             candidate = choose(self.kept[:position], onset.shown_rate)
         return tried
-
-    def _verify(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        monitor: ReplicaMonitor,
-        onset: Onset,
-        checkpoint: KeptCheckpoint,
-    ) -> Verification:
-        """Return what fresh samples of a checkpoint say; an error is part of that, because the advice is still due."""
-        if not loads_weights_alone(trainer.strategy):
-            name = type(trainer.strategy).__name__
-            return Verification(finding=Finding.FAILED, failure=f"{name} loads weights with the optimizer only")
-        rank_zero_info(f"Verifying {checkpoint.path} with fresh samples.")
-        try:
-            content = read_checkpoint(trainer, checkpoint.path, trusted=checkpoint.path in self._written)
-            own = own_state(trainer, pl_module, content)
-        except Exception as error:  # noqa: BLE001 - told in the advice
-            return Verification(finding=Finding.FAILED, failure=f"reading it failed, {_first_line(error)}")
-        self._own_weights = own["state_dict"]
-        results: list[DetectionResult] = []
-        try:
-            try:
-                together(trainer, lambda: load_weights(trainer, pl_module, content), doing="Loading a checkpoint")
-            except Exception as error:  # noqa: BLE001 - told in the advice
-                return Verification(finding=Finding.FAILED, failure=f"loading it failed, {_first_line(error)}")
-            try:
-                for _ in range(_MOST_DRAWN):
-                    results.append(monitor.measure_again(trainer, pl_module))
-                    verification = judge(
-                        checkpoint.replica_rate, results, onset, tolerance=monitor.tolerance, alpha=monitor.alpha
-                    )
-                    if not asks_for_more(verification, results, onset, tolerance=monitor.tolerance):
-                        break
-            except Exception as error:  # noqa: BLE001 - told in the advice
-                # By its kind alone: an error about images may name a patient, and what is said may leave the machine.
-                return Verification(finding=Finding.FAILED, failure=f"measuring failed with {type(error).__name__}")
-        finally:
-            # An error here goes on: training must not go on with weights that are not its own.
-            load_weights(trainer, pl_module, own)
-            self._own_weights = None
-        return verification
 
     # State ------------------------------------------------------------------------------------------------------
 
@@ -395,16 +294,6 @@ class MemorizationCheckpoint(Checkpoint):
         self._advised = state_dict["advised"]
         if (unchecked := state_dict.get("unchecked")) is not None:
             self._unchecked = UncheckedCheckpoint(**unchecked)
-
-
-def _stamp(path: Path) -> int | None:
-    """Return when a file was written; None where there is none."""
-    return path.stat().st_mtime_ns if path.is_file() else None
-
-
-def _first_line(error: Exception) -> str:
-    """Return an error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _may_be_clean(evaluation: Evaluation, monitor: ReplicaMonitor) -> bool:
