@@ -119,6 +119,7 @@ class Look:
     Attributes:
         step: Optimizer step.
         detected: The replica rate that the monitor measured.
+        leaning: The share of its samples that leant.
         tests: P-value and level of the permutation test, and of the test against held-out patients.
         shares: What `Truth.shares` says of other samples of the same weights.
         watched: Why the run was watched; empty where it was not.
@@ -126,6 +127,7 @@ class Look:
 
     step: int
     detected: RateEstimate
+    leaning: RateEstimate | None
     tests: dict[str, tuple[float, float]]
     shares: dict[str, RateEstimate]
     watched: str
@@ -135,8 +137,9 @@ class Look:
         tests = ", ".join(
             f"{name} p {p_value:.1e} (level {level:.1e})" for name, (p_value, level) in self.tests.items()
         )
-        return f"step {self.step:4d}: {said(self.shares)}; detected {self.detected}, {tests}" + (
-            f", watched: {self.watched}" if self.watched else ""
+        return (
+            f"step {self.step:4d}: {said(self.shares)}; detected {self.detected}, leaning {self.leaning}, {tests}"
+            + (f", watched: {self.watched}" if self.watched else "")
         )
 
 
@@ -176,6 +179,7 @@ class Judge(Callback):
         look = Look(
             step=trainer.global_step,
             detected=result.replica_rate,
+            leaning=result.leaning_rate,
             tests=tests,
             shares=self._truth.shares(samples),
             watched="" if self._monitor.watch is None else self._monitor.watch.value,

@@ -148,7 +148,7 @@ def leaning_rate(
     The nearest neighbour of every sample is searched in training and held-out images together. Of the samples that are
     much nearer to one patient than to the next, some are so by chance. Were nothing memorized, chance would not prefer
     training patients; so for every one that leans towards a held-out patient, as many are taken off those that lean
-    towards a training patient as there are training patients per held-out patient. The rest is rounded down.
+    towards a training patient as there are training patients per held-out patient. The rest is rounded, a half down.
 
     It counts copies that are too blurred to be named one by one. The interval is that of the count, as if the samples
     leant independently; whether they lean at all is what `memorization_p_value` tests.
@@ -177,7 +177,7 @@ def leaning_rate(
     towards_training = int((is_copylike & is_training).sum())
     towards_heldout = int((is_copylike & ~is_training).sum())
     by_chance = towards_heldout * training_groups / heldout_groups if heldout_groups else towards_training
-    return estimate_rate(max(math.floor(towards_training - by_chance), 0), len(is_copylike))
+    return estimate_rate(max(math.ceil(towards_training - by_chance - 0.5), 0), len(is_copylike))
 
 
 def check_split(weights: Tensor, neighbor_groups: Tensor, *, training_groups: int, total_groups: int) -> None:
