@@ -35,8 +35,11 @@ class Schedule:
 
     Example:
         >>> schedule = Schedule(every_n_epochs=3)
-        >>> [epoch for epoch in (2, 4, 6, 8, 10) if schedule.due(epoch)]
-        [4, 6, 10]
+        >>> [schedule.is_due(epoch) for epoch in (2, 4)]
+        [False, True]
+        >>> schedule.take(4)
+        >>> schedule.next_due
+        6
     """
 
     def __init__(
@@ -79,13 +82,6 @@ class Schedule:
     def take(self, completed: int | float) -> None:
         """Count all due points up to here as evaluated."""
         self._accounted_for = max(self._accounted_for, completed)
-
-    def due(self, completed: int | float) -> bool:
-        """Return whether an evaluation is due after so many completed epochs, steps or minutes; counts it as made."""
-        is_due = self.is_due(completed)
-        if is_due:
-            self.take(completed)
-        return is_due
 
     @property
     def next_due(self) -> int | float:

@@ -162,7 +162,7 @@ class OnsetDetector:
             replicas=rate.successes, leaning=0 if leaning is None else leaning.successes, samples=rate.trials
         )
         self._row = [*self._row, counts][-MOST_POOLED:] if passed else []
-        shown = exceeding(self._row, tolerance=self.tolerance)
+        shown = exceeding(self._row, tolerance=self.tolerance) if passed else None
         if shown is not None:
             if shown.pooled == 1:
                 # Its many copies must not confirm, with patience, what the next evaluation does not show.

@@ -48,10 +48,10 @@ class Exceeding:
 def exceeding(row: Sequence[Counts], *, tolerance: float) -> Exceeding | None:
     """Return the rate that is sure to exceed the tolerance, of the newest evaluation before that of all of them.
 
-    Replicas come before samples that only lean.
+    Replicas come before samples that only lean, and these count where some do so at the newest evaluation.
 
     Args:
-        row: Evaluations in a row at which a test passed, the newest last, at most `MOST_POOLED`.
+        row: Evaluations in a row at which a test passed, the newest last, one to `MOST_POOLED`.
         tolerance: What the lower bound of the rate must exceed.
     """
     for counts in (row[-1:], row):
@@ -60,6 +60,6 @@ def exceeding(row: Sequence[Counts], *, tolerance: float) -> Exceeding | None:
         leaning = estimate_rate(sum(each.leaning for each in counts), samples)
         if replicas.low > tolerance:
             return Exceeding(replica_rate=replicas, leaning_rate=None, pooled=len(counts))
-        if leaning.low > tolerance:
+        if row[-1].leaning and leaning.low > tolerance:
             return Exceeding(replica_rate=replicas, leaning_rate=leaning, pooled=len(counts))
     return None

@@ -20,6 +20,14 @@ def _steps(monitor: Any) -> list[int]:
     return [evaluation.step for evaluation in monitor.history]
 
 
+def _made(schedule: Schedule, completed: int) -> bool:
+    """Return whether an evaluation is due, and is made."""
+    is_due = schedule.is_due(completed)
+    if is_due:
+        schedule.take(completed)
+    return is_due
+
+
 # Four batches make an epoch, so epochs end at steps 4, 8, 12, ...
 @pytest.mark.parametrize(
     ("monitored", "trained", "validates", "steps"),
@@ -292,7 +300,7 @@ def test_an_adaptive_schedule_leaves_out_up_to_seven_of_eight_due_points():
     evaluated = []
 
     for step in range(1, 500):
-        if schedule.due(step):
+        if _made(schedule, step):
             evaluated.append(step)
             schedule.follow(signs=step >= 390)
 
@@ -301,7 +309,7 @@ def test_an_adaptive_schedule_leaves_out_up_to_seven_of_eight_due_points():
 
 def test_an_adaptive_schedule_saved_and_loaded_makes_the_same_next_decisions():
     schedule, resumed = Schedule(every_n_epochs=1, adaptive=True), Schedule(every_n_epochs=1, adaptive=True)
-    schedule.due(1)
+    _made(schedule, 1)
     schedule.follow(signs=False)
 
     resumed.load_state_dict(schedule.state_dict())
@@ -312,7 +320,7 @@ def test_an_adaptive_schedule_saved_and_loaded_makes_the_same_next_decisions():
 def test_listed_steps_are_due_once_each_and_then_never_again():
     schedule = Schedule(at_steps=[5, 3])
 
-    assert [step for step in range(10) if schedule.due(step)] == [3, 5]
+    assert [step for step in range(10) if _made(schedule, step)] == [3, 5]
     assert schedule.next_due == float("inf")
 
 
@@ -356,32 +364,32 @@ def test_schedules_that_make_no_sense_are_refused(arguments, message):
 def test_a_schedule_saved_and_loaded_makes_the_same_next_decisions():
     schedule, resumed = Schedule(every_n_epochs=3), Schedule(every_n_epochs=3)
     for epoch in (1, 2, 3, 4):
-        schedule.due(epoch)
+        _made(schedule, epoch)
 
     resumed.load_state_dict(schedule.state_dict())
 
     epochs = range(4, 13)
-    assert [schedule.due(epoch) for epoch in epochs] == [resumed.due(epoch) for epoch in epochs]
+    assert [_made(schedule, epoch) for epoch in epochs] == [_made(resumed, epoch) for epoch in epochs]
 
 
 def test_a_schedule_goes_on_with_another_period_from_what_was_accounted_for():
     schedule, resumed = Schedule(every_n_epochs=4), Schedule(every_n_epochs=3)
-    schedule.due(8)
+    _made(schedule, 8)
 
     resumed.load_state_dict(schedule.state_dict())
 
     # Eight epochs are accounted for; the next multiple of 3 is 9.
-    assert [epoch for epoch in range(8, 14) if resumed.due(epoch)] == [9, 12]
+    assert [epoch for epoch in range(8, 14) if _made(resumed, epoch)] == [9, 12]
 
 
 def test_epochs_of_a_saved_schedule_are_not_taken_for_steps():
     resumed = Schedule(every_n_steps=2)
     saved = Schedule(every_n_epochs=1)
-    saved.due(50)
+    _made(saved, 50)
 
     resumed.load_state_dict(saved.state_dict())
 
-    assert resumed.due(2)
+    assert _made(resumed, 2)
 
 
 @pytest.mark.parametrize("period", ["every_n_epochs", "every_n_steps"])

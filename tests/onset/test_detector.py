@@ -263,6 +263,20 @@ def test_leaning_counts_only_where_the_permutation_test_passed():
     assert detector.onset is None
 
 
+def test_leaning_of_earlier_evaluations_confirms_nothing_where_none_is_shown():
+    detector, confirmed = OnsetDetector(patience=2), OnsetDetector(patience=2)
+    for each in (detector, confirmed):
+        for step in (1, 2):
+            each.update(_result(permutation=1e-9, replicas=0, leaning=3), step=step, epoch=0)
+        assert each.watch is WatchReason.UNCONFIRMED
+
+    detector.update(_result(discovery=1e-9, replicas=0, leaning=3), step=3, epoch=0)
+    confirmed.update(_result(permutation=1e-9, replicas=0, leaning=1), step=3, epoch=0)
+
+    assert detector.onset is None
+    assert confirmed.onset.step == 2
+
+
 def test_where_replicas_are_enough_leaning_says_nothing():
     onset = OnsetDetector().update(_result(permutation=0.001, leaning=30), step=700, epoch=3)
 
