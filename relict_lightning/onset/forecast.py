@@ -2,7 +2,8 @@
 
 The model: among the samples of each evaluation, the number of replicas is binomial, and the logit of its rate is linear
 in the logarithm of the step, rising. Onset comes at the first evaluation whose replicas suffice for the rate's lower
-bound to exceed the tolerance; the test is taken to pass then, and evaluations to come as often as they did.
+bound to exceed the tolerance, or those of the last few evaluations together; the test is taken to pass then, and
+evaluations to come as often as they did.
 
 The likelihood of the counts is computed on a grid of the model's two parameters: the logarithm of the step at which
 half of the evaluations would have enough replicas, and the slope. With a flat weight on the first and on the logarithm
@@ -24,7 +25,7 @@ Cochran and Armitage, or where more than half of the weight lies beyond a hundre
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +34,7 @@ from scipy import optimize, special, stats
 
 from relict_lightning.errors import ConfigurationError
 from relict_lightning.functional.statistics.intervals import check_confidence
+from relict_lightning.onset.exceeding import MOST_POOLED
 from relict_lightning.onset.planning import copies_to_exceed
 
 _Array = npt.NDArray[np.float64]
@@ -40,10 +42,11 @@ _Array = npt.NDArray[np.float64]
 _HORIZON = 100.0
 """How many times the steps done a forecast reaches."""
 
-# A rate doubles, where it is small, with each doubling of the steps at slope 1. At 16 it goes from 1 % to 99 % while
-# steps double: as good as at once.
-_SLOPES = np.geomspace(0.25, 16.0, 41)
-_CROSSINGS, _FUTURE = 121, 161
+# A rate doubles, where it is small, with each doubling of the steps at slope 1.
+_GENTLEST = 0.25
+# As good as at once: from 1 % to 99 % between two evaluations.
+_RISE_AT_ONCE = 2 * float(special.logit(0.99))
+_SLOPES, _CROSSINGS, _FUTURE = 41, 121, 161
 # Normal quantile of a one-sided test at 5 %.
 _RISE = 1.645
 # Parameters whose likelihood is less than e^-10 of the largest are left out.
@@ -155,23 +158,26 @@ def forecast_onset(
     if not _has_risen(logs, replicas, samples):
         return None
     count = int(samples[-1])
-    needed = copies_to_exceed(tolerance, num_samples=count)
-    if needed is None:
+    sizes = (count, MOST_POOLED * count)
+    needed = {size: copies_to_exceed(tolerance, num_samples=size) for size in sizes}
+    suffices = {size: copies for size, copies in needed.items() if copies is not None}
+    if not suffices:
         return None
-    at_crossing = _rate_at_which_half_suffice(needed, count)
-    crossings, slopes = np.linspace(logs[0], logs[-1] + math.log(_HORIZON) + 1, _CROSSINGS), _SLOPES
+    at_crossing = _rate_at_which_half_suffice(suffices)
+    gap = float(np.median(np.diff(steps)))
+    crossings = np.linspace(logs[0], logs[-1] + math.log(_HORIZON) + 1, _CROSSINGS)
+    slopes = np.geomspace(_GENTLEST, _RISE_AT_ONCE / math.log1p(gap / steps[-1]), _SLOPES)
     # Many samples leave little of the grid, which a finer one there resolves.
     for _ in range(2):
         weight = _log_likelihood(_logits(crossings, slopes, at_crossing, logs), replicas, samples)
         likely = weight > weight.max() - _UNLIKELY
         crossings = np.linspace(*_reach(crossings, likely.any(axis=1)), _CROSSINGS)
-        slopes = np.geomspace(*_reach(slopes, likely.any(axis=0)), len(_SLOPES))
+        slopes = np.geomspace(*_reach(slopes, likely.any(axis=0)), _SLOPES)
     weight = _log_likelihood(_logits(crossings, slopes, at_crossing, logs), replicas, samples)
     weight = np.exp(weight - weight.max())
-    gap = float(np.median(np.diff(steps)))
     future = np.geomspace(steps[-1] + gap, _HORIZON * (steps[-1] + gap), _FUTURE)
     # Of each evaluation to come, the logarithm of the chance that it does not declare onset; then of all up to a step.
-    fails = _log_miss(_logits(crossings, slopes, at_crossing, np.log(future)), needed, count, patience)
+    fails = _log_miss(_logits(crossings, slopes, at_crossing, np.log(future)), suffices, patience)
     between = np.diff(future) / gap
     passed = np.cumsum((fails[..., 1:] + fails[..., :-1]) / 2 * between, axis=-1)
     survives = np.exp(fails[..., :1] + np.concatenate([np.zeros_like(fails[..., :1]), passed], axis=-1))
@@ -236,11 +242,26 @@ def _has_risen(logs: _Array, replicas: _Array, samples: _Array) -> bool:
     return bool((replicas * centred).sum() > _RISE * math.sqrt(variance))
 
 
-def _rate_at_which_half_suffice(needed: int, samples: int) -> float:
+def _chance(rates: _Array, suffices: Mapping[int, int]) -> _Array:
+    """Return the chance that an evaluation at these rates has enough replicas, or the last few together.
+
+    Both hang on the same samples, so the likelier one stands for either.
+
+    Args:
+        rates: The rates.
+        suffices: By number of samples, how many replicas are enough among them.
+    """
+    chances = np.zeros_like(rates)
+    for samples, replicas in suffices.items():
+        chances = np.maximum(chances, stats.binom.sf(replicas - 1, samples, rates))
+    return chances
+
+
+def _rate_at_which_half_suffice(suffices: Mapping[int, int]) -> float:
     """Return the rate at which half of the evaluations have enough replicas."""
 
     def surplus(rate: float) -> float:
-        return float(stats.binom.sf(needed - 1, samples, rate)) - 0.5
+        return float(_chance(np.array([rate]), suffices)[0]) - 0.5
 
     return float(optimize.brentq(surplus, 0.0, 1.0))
 
@@ -263,10 +284,10 @@ def _log_likelihood(logits: _Array, replicas: _Array, samples: _Array) -> _Array
     return likelihood
 
 
-def _log_miss(logits: _Array, needed: int, samples: int, patience: int) -> _Array:
+def _log_miss(logits: _Array, suffices: Mapping[int, int], patience: int) -> _Array:
     """Return the logarithm of the chance that evaluations of these rates do not establish onset."""
     table = np.linspace(-_EXTREME, _EXTREME, 2001)
-    enough = stats.binom.sf(needed - 1, samples, special.expit(table)) ** patience
+    enough = _chance(special.expit(table), suffices) ** patience
     miss: _Array = np.interp(logits, table, np.log1p(-np.minimum(enough, 1 - 1e-12)))
     return miss
 

@@ -27,7 +27,11 @@ def test_without_a_rise_nothing_is_forecast(counts):
 
 
 def test_where_the_samples_are_too_few_to_exceed_the_tolerance_nothing_is_forecast():
-    assert forecast_onset([(100, 0, 4), (200, 0, 4), (300, 4, 4)], tolerance=0.5) is None
+    counts = [(100, 0, 4), (200, 0, 4), (300, 4, 4)]
+
+    # Not even 16 of 16 exceed it.
+    assert forecast_onset(counts, tolerance=0.8) is None
+    assert forecast_onset(counts, tolerance=0.5) is not None
 
 
 def test_a_forecast_lies_ahead_and_inside_its_interval():
