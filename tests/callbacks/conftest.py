@@ -1,10 +1,7 @@
 import copy
 import logging
-import os
 import pickle
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +12,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from ranks import run_ranks
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import relict_lightning
 from relict_lightning import ReplicaDetector, ReplicaMonitor
 from relict_lightning.testing import CopyingModule, simulate_heads
 
@@ -154,33 +151,14 @@ def by_processes() -> Callable[..., None]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        shared = {
+        environment = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
-            "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             "GROUP_RANK": "0",
             # By this Lightning knows that the processes were started for it.
             "TORCHELASTIC_RUN_ID": "several",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(relict_lightning.__file__).parent.parent),
         }
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(script), str(folder)],
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stderr=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-            )
-            for rank in range(count)
-        ]
-        try:
-            for process in processes:
-                _, errors = process.communicate(timeout=180)
-                assert process.returncode == 0, errors[-3000:]
-        finally:
-            for process in processes:
-                process.kill()
+        run_ranks(script, folder, count=count, environment=environment)
 
     return run

@@ -1,9 +1,10 @@
 """One of several processes that share a reference: builds it, looks things up, and writes what it found.
 
-Run as `python shared_by_processes.py RANK COUNT FOLDER IMAGES...`; what it found of each number of training images
+Run by `run_ranks` as `shared_by_processes.py FOLDER IMAGES...`; what it found of each number of training images
 goes to a folder of that name.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -117,4 +118,4 @@ def main(rank, count, folder, *numbers):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:]))
+    main(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,15 +1,12 @@
 """Two and four processes that share a reference find what one finds, to the bit."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import shared_by_processes
 import torch
+from ranks import run_ranks
 
-import relict_lightning
 from relict_lightning.index import contents
 from relict_lightning.processes import Processes
 
@@ -21,25 +18,9 @@ SCRIPT = Path(shared_by_processes.__file__)
 
 def _run(folder, count, *numbers):
     """Starts so many processes; returns for each number of images what each of them found."""
-    path = [str(Path(relict_lightning.__file__).parent.parent), str(SCRIPT.parent)]
     for images in numbers:
         (folder / str(images)).mkdir()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(count), str(folder), *map(str, numbers)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=200)
-            assert process.returncode == 0, errors[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
+    run_ranks(SCRIPT, folder, *numbers, count=count)
     return {
         images: [torch.load(folder / str(images) / f"{rank}.pt", weights_only=True) for rank in range(count)]
         for images in numbers

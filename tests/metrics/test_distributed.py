@@ -1,13 +1,9 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from metric_cases import CASES
-
-import relict_lightning
+from ranks import run_ranks
 
 # One worker for all of them: the processes are started once.
 pytestmark = pytest.mark.xdist_group("metrics of two")
@@ -23,22 +19,7 @@ def _split(shares):
 def written(tmp_path_factory):
     """The folder that two processes wrote to."""
     folder = tmp_path_factory.mktemp("two")
-    package = str(Path(relict_lightning.__file__).parent.parent)
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, str(Path(__file__).with_name("two_processes.py"))),
-                *(str(rank), str(folder), *map(_split, SHARES.values())),
-            ],
-            env={**os.environ, "PYTHONPATH": package},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    run_ranks(Path(__file__).with_name("two_processes.py"), folder, *map(_split, SHARES.values()), count=2)
     return folder
 
 

@@ -1,8 +1,9 @@
 """One of two processes: updates each metric with its own share of the samples, and writes what it computes.
 
-Run as `python two_processes.py RANK FOLDER SHARES...`, each of them like `3,7`; writes a file for each.
+Run by `run_ranks` as `two_processes.py FOLDER SHARES...`, each of them like `3,7`; writes a file for each.
 """
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -43,4 +44,4 @@ def main(rank: int, folder: Path, splits: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(int(os.environ["RANK"]), Path(sys.argv[1]), sys.argv[2:])
