@@ -49,14 +49,20 @@ def run_ranks(script: Path, *arguments: object, count: int, environment: Mapping
 
 
 def _main(script: str, arguments: list[str]) -> None:
+    running = set()
     for rank in range(int(os.environ["WORLD_SIZE"])):
-        if os.fork() == 0:
+        process = os.fork()
+        if process == 0:
             _be(rank, script, arguments)
             return
-    for _ in range(int(os.environ["WORLD_SIZE"])):
-        _, status = os.wait()
+        running.add(process)
+    while running:
+        process, status = os.wait()
+        running.remove(process)
         if (code := os.waitstatus_to_exitcode(status)) != 0:
-            # The others may wait for it without end; they are ended with the group.
+            # The others may wait for it without end.
+            for other in running:
+                os.kill(other, signal.SIGKILL)
             sys.exit(f"A process ended with status {code}.")
 
 
