@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.loggers import CSVLogger
 
 from relict_lightning.callbacks import MemorizationCheckpoint, MemorizationStopping, ReplicaMonitor
-from relict_lightning.callbacks.kept import KeptCheckpoint
+from relict_lightning.callbacks.rollback.kept import KeptCheckpoint
 from relict_lightning.onset import Onset
 from relict_lightning.testing import HeadDataModule, HeadGenerator
 

@@ -9,10 +9,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from relict_lightning.callbacks.advice import advice
 from relict_lightning.callbacks.attached import attached_monitor
-from relict_lightning.callbacks.checkpoint_files import CheckpointFiles
-from relict_lightning.callbacks.kept import (
+from relict_lightning.callbacks.evaluation.occasion import is_dry_run
+from relict_lightning.callbacks.monitor import ReplicaMonitor
+from relict_lightning.callbacks.rollback.advice import advice
+from relict_lightning.callbacks.rollback.checkpoint_files import CheckpointFiles
+from relict_lightning.callbacks.rollback.kept import (
     KeptCheckpoint,
     UncheckedCheckpoint,
     choose,
@@ -21,10 +23,13 @@ from relict_lightning.callbacks.kept import (
     thin_out,
     to_primitives,
 )
-from relict_lightning.callbacks.monitor import ReplicaMonitor
-from relict_lightning.callbacks.occasion import is_dry_run
-from relict_lightning.callbacks.verifying import Verifier
-from relict_lightning.callbacks.weights import load_averages, load_weights, loads_weights_alone, read_checkpoint
+from relict_lightning.callbacks.rollback.verifying import Verifier
+from relict_lightning.callbacks.rollback.weights import (
+    load_averages,
+    load_weights,
+    loads_weights_alone,
+    read_checkpoint,
+)
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.onset import Onset, WatchReason
 from relict_lightning.results import Evaluation, RateEstimate
@@ -263,7 +268,15 @@ class MemorizationCheckpoint(Checkpoint):
         candidate = choose(self.kept, onset.shown_rate)
         while candidate is not None:
             position = self.kept.index(candidate)
-            verification = self._verifier.verify(trainer, pl_module, candidate, monitor=monitor, onset=onset)
+            verification = self._verifier.verify(
+                trainer,
+                pl_module,
+                candidate,
+                measure=monitor.measure_again,
+                onset=onset,
+                tolerance=monitor.tolerance,
+                alpha=monitor.alpha,
+            )
             self.kept[position] = replace(candidate, verification=verification)
             tried.append(self.kept[position])
             if tried[-1].is_verified:

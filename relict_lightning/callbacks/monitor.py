@@ -13,17 +13,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from relict_lightning.callbacks.averaging import Moment
-from relict_lightning.callbacks.background import can_check_in_background
-from relict_lightning.callbacks.drawing import SampleDrawer
-from relict_lightning.callbacks.evaluator import Evaluator, Found
+from relict_lightning.callbacks.evaluation.averaging import Moment
+from relict_lightning.callbacks.evaluation.background import can_check_in_background
+from relict_lightning.callbacks.evaluation.drawing import SampleDrawer
+from relict_lightning.callbacks.evaluation.evaluator import Evaluator, Found
+from relict_lightning.callbacks.evaluation.occasion import Occasion, is_dry_run
 from relict_lightning.callbacks.failures import Failures
-from relict_lightning.callbacks.kept import KeptCheckpoint
 from relict_lightning.callbacks.listed import callbacks_of
-from relict_lightning.callbacks.occasion import Occasion, is_dry_run
 from relict_lightning.callbacks.pace import Pace
 from relict_lightning.callbacks.preparation import describe_power, fit_detector
 from relict_lightning.callbacks.reporting import onset_summary, run_settings
+from relict_lightning.callbacks.rollback.kept import KeptCheckpoint
 from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.callbacks.sources import heldout_source, load_validation, training_source
 from relict_lightning.callbacks.telling import Teller

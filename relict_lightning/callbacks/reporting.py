@@ -1,6 +1,6 @@
 """From what the callbacks know of a run and its onset to what a report says about them."""
 
-from relict_lightning.callbacks.kept import KeptCheckpoint
+from relict_lightning.callbacks.rollback.kept import KeptCheckpoint
 from relict_lightning.callbacks.schedule import Schedule
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.onset import Onset

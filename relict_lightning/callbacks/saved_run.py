@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from relict_lightning.callbacks.checkpoint import MemorizationCheckpoint
-from relict_lightning.callbacks.kept import choose
 from relict_lightning.callbacks.monitor import ReplicaMonitor
 from relict_lightning.callbacks.reporting import onset_summary
+from relict_lightning.callbacks.rollback.kept import choose
 from relict_lightning.errors import ConfigurationError, UnreadableDataError
 from relict_lightning.report import write_report
 

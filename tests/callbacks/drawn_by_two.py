@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader
 
-from relict_lightning.callbacks.drawing import DrawnSamples, SampleDrawer
+from relict_lightning.callbacks.evaluation.drawing import DrawnSamples, SampleDrawer
 from relict_lightning.interfaces import Sampler
 from relict_lightning.samplers import DiffusionSampler, FunctionSampler, MethodSampler, PredictStepSampler
 

@@ -24,7 +24,7 @@ from noticed import Noticed, differences
 from torch import Tensor, nn
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
-from relict_lightning.callbacks import background
+from relict_lightning.callbacks.evaluation import background
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.testing import NoisyModule
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from relict_lightning import ReplicaDetector
-from relict_lightning.callbacks.drawing import DrawnSamples, SampleDrawer
+from relict_lightning.callbacks.evaluation.drawing import DrawnSamples, SampleDrawer
 from relict_lightning.errors import DrawingInterrupted, RelictWarning, SamplerError
 from relict_lightning.interfaces import Sampler
 from relict_lightning.samplers import LatentSampler, MethodSampler

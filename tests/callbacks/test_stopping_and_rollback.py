@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaDetector, ReplicaMonitor
-from relict_lightning.callbacks.kept import KeptCheckpoint, choose, thin_out
+from relict_lightning.callbacks.rollback.kept import KeptCheckpoint, choose, thin_out
 from relict_lightning.errors import ConfigurationError, RelictWarning
 from relict_lightning.functional import estimate_rate
 from relict_lightning.results import DetectionResult, Evaluation

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaMonitor
-from relict_lightning.callbacks.kept import KeptCheckpoint, choose_of_tried, from_primitives, to_primitives
-from relict_lightning.callbacks.verification import Finding, Verification, asks_for_more, judge
+from relict_lightning.callbacks.rollback.kept import KeptCheckpoint, choose_of_tried, from_primitives, to_primitives
+from relict_lightning.callbacks.rollback.verification import Finding, Verification, asks_for_more, judge
 from relict_lightning.errors import RelictWarning
 from relict_lightning.functional import estimate_rate
 from relict_lightning.onset import EvidenceKind, Onset

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relict_lightning.callbacks.verification import (
+from relict_lightning.callbacks.rollback.verification import (
     Finding,
     Verification,
     verification_from_primitives,

@@ -24,10 +24,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from relict_lightning.callbacks.checking import Checked
-from relict_lightning.callbacks.checking_process import DETECTOR, MODULES, Answer
-from relict_lightning.callbacks.drawing import DrawnSamples
-from relict_lightning.callbacks.occasion import is_dry_run
+from relict_lightning.callbacks.evaluation.checking import Checked
+from relict_lightning.callbacks.evaluation.checking_process import DETECTOR, MODULES, Answer
+from relict_lightning.callbacks.evaluation.drawing import DrawnSamples
+from relict_lightning.callbacks.evaluation.occasion import is_dry_run
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import CheckingProcessError, ConfigurationError, RelictWarning
 
@@ -40,7 +40,7 @@ import json, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
 sys.path[:] = json.loads(sys.argv[1])
-from relict_lightning.callbacks.checking_process import main
+from relict_lightning.callbacks.evaluation.checking_process import main
 main(int(sys.argv[2]), sys.argv[3], parent=int(sys.argv[4]), threads=int(sys.argv[5]))
 """
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "ROCR_VISIBLE_DEVICES": ""}

@@ -12,8 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from relict_lightning.callbacks.drawing_processes import DrawingProcesses, Ending
-from relict_lightning.callbacks.sharded import inside_forward
+from relict_lightning.callbacks.evaluation.drawing_processes import DrawingProcesses, Ending
+from relict_lightning.callbacks.evaluation.sharded import inside_forward
 from relict_lightning.errors import DrawingInterrupted, OtherProcessError, RelictWarning
 from relict_lightning.interfaces import Sampler
 from relict_lightning.samplers import check_label_maps, draw_chunk, is_out_of_memory, sample_seeds

@@ -1,18 +1,20 @@
 """Drawing fresh samples from checkpoints while a run trains: their weights in the module for as long as that takes."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, final
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from relict_lightning.callbacks.agreement import together
-from relict_lightning.callbacks.kept import KeptCheckpoint
-from relict_lightning.callbacks.monitor import ReplicaMonitor
-from relict_lightning.callbacks.verification import Finding, Verification, asks_for_more, judge
-from relict_lightning.callbacks.weights import load_weights, loads_weights_alone, own_state, read_checkpoint
+from relict_lightning.callbacks.rollback.kept import KeptCheckpoint
+from relict_lightning.callbacks.rollback.verification import Finding, Verification, asks_for_more, judge
+from relict_lightning.callbacks.rollback.weights import load_weights, loads_weights_alone, own_state, read_checkpoint
 from relict_lightning.onset import Onset
 from relict_lightning.results import DetectionResult
+
+Measure = Callable[[Trainer, LightningModule], DetectionResult]
 
 # With as many samples as found the lowest rate at onset, the pooled ones tell a clean checkpoint from it.
 _MOST_DRAWN = 4
@@ -39,8 +41,10 @@ class Verifier:
         module: LightningModule,
         checkpoint: KeptCheckpoint,
         *,
-        monitor: ReplicaMonitor,
+        measure: Measure,
         onset: Onset,
+        tolerance: float,
+        alpha: float,
     ) -> Verification:
         """Return what fresh samples of a checkpoint say; an error is part of that, because the advice is still due.
 
@@ -48,8 +52,10 @@ class Verifier:
             trainer: The trainer, while it fits.
             module: The model under training, which holds afterwards what it held before.
             checkpoint: The checkpoint.
-            monitor: Draws the samples and checks them.
+            measure: Returns what is found of fresh samples of the module.
             onset: The onset that the checkpoint lies before.
+            tolerance: Replica rate that is put up with.
+            alpha: Level of the test for leaning, as `judge` takes it.
         """
         if not loads_weights_alone(trainer.strategy):
             name = type(trainer.strategy).__name__
@@ -67,7 +73,8 @@ class Verifier:
             except Exception as error:  # noqa: BLE001 - told in the advice
                 return _failed(f"loading it failed, {_first_line(error)}")
             try:
-                return _measured(trainer, module, checkpoint, monitor=monitor, onset=onset)
+                draw = partial(measure, trainer, module)
+                return _measured(checkpoint, draw, onset=onset, tolerance=tolerance, alpha=alpha)
             except Exception as error:  # noqa: BLE001 - told in the advice
                 # By its kind alone: an error about images may name a patient, and what is said may leave the machine.
                 return _failed(f"measuring failed with {type(error).__name__}")
@@ -78,14 +85,14 @@ class Verifier:
 
 
 def _measured(
-    trainer: Trainer, module: LightningModule, checkpoint: KeptCheckpoint, *, monitor: ReplicaMonitor, onset: Onset
+    checkpoint: KeptCheckpoint, draw: Callable[[], DetectionResult], *, onset: Onset, tolerance: float, alpha: float
 ) -> Verification:
-    """Return what fresh samples say of the weights in a module: as many as it takes, or may be drawn."""
+    """Return what fresh samples say of a checkpoint: as many as it takes, or may be drawn."""
     results: list[DetectionResult] = []
     while True:
-        results.append(monitor.measure_again(trainer, module))
-        verification = judge(checkpoint.replica_rate, results, onset, tolerance=monitor.tolerance, alpha=monitor.alpha)
-        is_open = asks_for_more(verification, results, onset, tolerance=monitor.tolerance)
+        results.append(draw())
+        verification = judge(checkpoint.replica_rate, results, onset, tolerance=tolerance, alpha=alpha)
+        is_open = asks_for_more(verification, results, onset, tolerance=tolerance)
         if not is_open or len(results) == _MOST_DRAWN:
             return verification
 

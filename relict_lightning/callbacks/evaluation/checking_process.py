@@ -20,7 +20,7 @@ from typing import TypeAlias, final
 
 import torch
 
-from relict_lightning.callbacks.checking import Checked, check
+from relict_lightning.callbacks.evaluation.checking import Checked, check
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import CheckingProcessError
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from relict_lightning.callbacks.kept import KeptCheckpoint
-from relict_lightning.callbacks.verification import Finding
+from relict_lightning.callbacks.rollback.kept import KeptCheckpoint
+from relict_lightning.callbacks.rollback.verification import Finding
 from relict_lightning.results import RateEstimate
 
 

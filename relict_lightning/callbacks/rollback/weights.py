@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from relict_lightning.callbacks.agreement import together
-from relict_lightning.callbacks.averaging import averaging_of
+from relict_lightning.callbacks.evaluation.averaging import averaging_of
 
 
 def loads_weights_alone(strategy: Strategy) -> bool:

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
-from relict_lightning.callbacks.kept import UncheckedCheckpoint, rated_name
+from relict_lightning.callbacks.rollback.kept import UncheckedCheckpoint, rated_name
 from relict_lightning.errors import RelictWarning
 from relict_lightning.results import RateEstimate
 

@@ -9,11 +9,11 @@ from typing import Any, final
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from relict_lightning.callbacks.agreement import together
-from relict_lightning.callbacks.averaging import Moment, weights_to_be_saved
-from relict_lightning.callbacks.background import BackgroundChecker
-from relict_lightning.callbacks.checking import Checked, check, costs_of, reading
-from relict_lightning.callbacks.drawing import DrawnSamples, SampleDrawer
-from relict_lightning.callbacks.occasion import Occasion, is_dry_run
+from relict_lightning.callbacks.evaluation.averaging import Moment, weights_to_be_saved
+from relict_lightning.callbacks.evaluation.background import BackgroundChecker
+from relict_lightning.callbacks.evaluation.checking import Checked, check, costs_of, reading
+from relict_lightning.callbacks.evaluation.drawing import DrawnSamples, SampleDrawer
+from relict_lightning.callbacks.evaluation.occasion import Occasion, is_dry_run
 from relict_lightning.data import random_state_kept
 from relict_lightning.detector import ReplicaDetector
 from relict_lightning.errors import ConfigurationError
