@@ -23,14 +23,14 @@ from relict_lightning.callbacks.rollback.kept import (
     thin_out,
     to_primitives,
 )
-from relict_lightning.callbacks.rollback.verifying import Verifier
+from relict_lightning.callbacks.rollback.verifier import Verifier
 from relict_lightning.callbacks.rollback.weights import (
     load_averages,
     load_weights,
     loads_weights_alone,
     read_checkpoint,
 )
-from relict_lightning.errors import ConfigurationError, RelictWarning
+from relict_lightning.errors import ConfigurationError, DrawingInterrupted, RelictWarning
 from relict_lightning.onset import Onset, WatchReason
 from relict_lightning.results import Evaluation, RateEstimate
 
@@ -98,7 +98,7 @@ class MemorizationCheckpoint(Checkpoint):
         self.best: KeptCheckpoint | None = None
         self.restored = False
         self._advised = False
-        self._seen = 0
+        self._seen: int | None = None
         self._unchecked: UncheckedCheckpoint | None = None
         self._followed = ""
         self._tried: int | None = None
@@ -116,10 +116,13 @@ class MemorizationCheckpoint(Checkpoint):
             self._followed = attached_monitor(trainer, type(self).__name__).name
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pass over evaluations that were made before; there is nothing to save of a run that starts."""
+        """Take in what was evaluated and not yet seen when the run was saved; nothing is saved of one that starts."""
         monitor = attached_monitor(trainer, type(self).__name__)
-        # One that was being checked when the run was saved is made again, of the weights that the module has now.
-        self._seen = len(monitor.history) - int(monitor.evaluated_now)
+        there = self._files.existing(trainer, [checkpoint.path for checkpoint in self.kept])
+        self.kept = [checkpoint for checkpoint in self.kept if checkpoint.path in there]
+        if self._seen is None:
+            # One that was being checked when the run was saved is made again, of the weights that the module has now.
+            self._seen = len(monitor.history) - int(monitor.evaluated_now)
         monitor.rollback = self.best
         if self.restore and not loads_weights_alone(trainer.strategy):
             rank_zero_warn(
@@ -127,10 +130,12 @@ class MemorizationCheckpoint(Checkpoint):
                 f"which loads them together with the optimizer. Load the checkpoint that is named at onset yourself.",
                 category=RelictWarning,
             )
-        if monitor.evaluated_now or monitor.awaited_step is not None:
-            if self._unchecked is None and trainer.global_step > 0 and not is_dry_run(trainer):
-                # Saved by the run that is resumed, in the same hook as the checkpoint that it is resumed from.
-                self._files.remove(trainer, str(self._files.unchecked_path(trainer)))
+        is_made_again = trainer.global_step > 0 and (monitor.evaluated_now or monitor.awaited_step is not None)
+        if is_made_again and self._unchecked is None and not is_dry_run(trainer):
+            # Saved by the run that is resumed, in the same hook as the checkpoint that it is resumed from.
+            self._files.remove(trainer, str(self._files.unchecked_path(trainer)))
+        if self._seen < len(monitor.history) or monitor.awaited_step is not None:
+            # Another checkpoint callback may have saved the run between the evaluation and this one's turn.
             self._follow(trainer, pl_module)
 
     def on_train_batch_end(
@@ -184,14 +189,15 @@ class MemorizationCheckpoint(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or is_dry_run(trainer):
             return
         monitor = attached_monitor(trainer, type(self).__name__)
-        for position in range(self._seen, len(monitor.history)):
+        for position in range(self._seen or 0, len(monitor.history)):
             evaluation = monitor.history[position]
+            # The checkpoint that is saved has seen it.
+            self._seen = position + 1
             if evaluation.replica_rate is None or not _may_be_clean(evaluation, monitor):
                 continue
             # A leaning that was found once is not over because fewer samples show it later.
             leans = any(_leans(earlier, monitor.tolerance) for earlier in monitor.history[: position + 1])
             self._take_in(trainer, evaluation.step, evaluation.replica_rate, leans=leans)
-        self._seen = len(monitor.history)
         self._drop_unchecked(trainer, unless=monitor.awaited_step)
         if monitor.onset is not None:
             self._advise(trainer, pl_module, monitor, monitor.onset)
@@ -254,9 +260,14 @@ class MemorizationCheckpoint(Checkpoint):
         """Name the checkpoint to go back to, once."""
         if self._advised:
             return
-        self._advised = True
-        tried = self._try_out(trainer, pl_module, monitor, onset) if self.verify else []
+        try:
+            tried = self._try_out(trainer, pl_module, monitor, onset) if self.verify else []
+        except DrawingInterrupted as interrupted:
+            # The run is about to be saved and to end. It is verified when the run is resumed.
+            rank_zero_info(str(interrupted))
+            return
         self.best = choose_of_tried(tried) if tried else choose(self.kept, onset.shown_rate)
+        self._advised = True
         monitor.rollback = self.best
         rank_zero_info(advice(self.best, tried, onset.shown_rate))
 
@@ -293,6 +304,7 @@ class MemorizationCheckpoint(Checkpoint):
         """
         return {
             "monitor": self._followed,
+            "seen": self._seen,
             "advised": self._advised,
             "kept": [to_primitives(checkpoint) for checkpoint in self.kept],
             "best": None if self.best is None else to_primitives(self.best),
@@ -300,9 +312,9 @@ class MemorizationCheckpoint(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the checkpoints of the run that is resumed, as far as they still exist."""
-        restored = [from_primitives(checkpoint) for checkpoint in state_dict["kept"]]
-        self.kept = [checkpoint for checkpoint in restored if Path(checkpoint.path).exists()]
+        """Take over the checkpoints of the run that is resumed; those that exist no longer are left at its start."""
+        self.kept = [from_primitives(checkpoint) for checkpoint in state_dict["kept"]]
+        self._seen = state_dict.get("seen")
         self.best = state_dict["best"] and from_primitives(state_dict["best"])
         self._advised = state_dict["advised"]
         if (unchecked := state_dict.get("unchecked")) is not None:

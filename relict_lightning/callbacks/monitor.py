@@ -218,6 +218,7 @@ class ReplicaMonitor(Callback):
         self.evaluated_now = False
         self.is_stale = False
         self._stands_as_new = False
+        self._shown_at_a_step = False
         self._shown_in_epoch: int | None = None
 
     @property
@@ -307,9 +308,11 @@ class ReplicaMonitor(Callback):
             if self._is_due(trainer, completed):
                 self._evaluate(trainer, pl_module, moment="batch", completed=completed)
                 has_news = True
+            # What was found at the start was logged at no step yet, and others may look for it at this one.
+            has_news |= not self._shown_at_a_step
         # Values stand until others are logged: what was new at an earlier step must not pass for new at this one.
         if self.history and (has_news or self.evaluated_now or self._stands_as_new):
-            self._stands_as_new = self.evaluated_now
+            self._stands_as_new, self._shown_at_a_step = self.evaluated_now, True
             pl_module.log_dict(
                 with_prefix({**self.history[-1].measures, **self._flags}, monitor=self.name),
                 on_step=True, on_epoch=False, logger=False, batch_size=1,
@@ -326,12 +329,12 @@ class ReplicaMonitor(Callback):
         """Evaluate where an epoch is due and the trainer does not validate."""
         if not _validates(trainer):
             self._end_of_epoch(trainer, pl_module, completed=trainer.current_epoch + 1, moment="epoch")
-        elif self._receive(trainer) or self._shown_in_epoch != trainer.current_epoch:
+        elif self._receive(trainer, waits=not self.history) or self._shown_in_epoch != trainer.current_epoch:
             # An epoch without validation, or one that a resumed run finds finished.
             self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the final weights if the last evaluation saw others, say how it ended, and write the report."""
+        """Evaluate the final weights if the last evaluation saw others, and say how it ended."""
         self._receive(trainer, waits=True)
         seen = self.history and self.history[-1].step == trainer.global_step
         # What is still awaited is left, because the run was told to end.
@@ -344,6 +347,9 @@ class ReplicaMonitor(Callback):
         last_rate = self.history[-1].replica_rate if self.history else None
         if self.onset is None and last_rate is not None:
             rank_zero_info(f"No memorization onset in {len(self.history)} evaluations; last replica rate {last_rate}.")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the report, once the checkpoint to go back to is named, also where onset was found at the end."""
         if self.report_path is not None and self.history and not is_dry_run(trainer):
             write = partial(self._write_report, self.report_path, model=type(pl_module).__name__)
             self._teller.on_first(trainer, write, doing="Writing the report")
@@ -379,10 +385,16 @@ class ReplicaMonitor(Callback):
         return self._receive(trainer, waits=True) and self._is_due(trainer, completed)
 
     def _end_of_epoch(self, trainer: Trainer, pl_module: LightningModule, *, completed: int, moment: Moment) -> None:
-        """Evaluate if it is due; show the new values, or the last ones again where other callbacks expect some."""
+        """Evaluate if it is due, or the start's failed; show the new values, or the last ones again."""
         self.evaluated_now = False
-        self._receive(trainer)
-        if self.schedule.unit == "epochs" and self._is_due(trainer, completed):
+        # Strict callbacks fail without a value: where there is none yet, training waits for what the start has found.
+        self._receive(trainer, waits=not self.history)
+        counts_epochs = self.schedule.unit == "epochs"
+        if self.evaluate_at_start and not self.history:
+            # That of the start failed.
+            completed_now = completed if counts_epochs else self._pace.completed(trainer)
+            self._evaluate(trainer, pl_module, moment=moment, completed=completed_now)
+        elif counts_epochs and self._is_due(trainer, completed):
             self._evaluate(trainer, pl_module, moment=moment, completed=completed)
         self._show(trainer, pl_module)
 
@@ -416,6 +428,8 @@ class ReplicaMonitor(Callback):
 
         Raises:
             SamplerError: If the samples are not what was asked for.
+            OtherProcessError: If it failed on another process.
+            DrawingInterrupted: If the run is told to end.
         """
         return self._evaluator.measure_again(trainer, pl_module).result
 
@@ -467,7 +481,9 @@ class ReplicaMonitor(Callback):
         if self.on_error == "raise" or trainer.strategy.reduce_boolean_decision(is_setting, all=False):
             raise error
         self.is_stale = True
-        self._failures.report(error, doing="An evaluation of ReplicaMonitor", step=occasion.step)
+        self._failures.report(
+            error, doing="An evaluation of ReplicaMonitor", step=occasion.step, folder=trainer.default_root_dir
+        )
         self._teller.tell_values(trainer, {"stale": 1.0}, step=occasion.step)
 
     def _take_in(self, trainer: Trainer, found: Found) -> None:
@@ -488,7 +504,7 @@ class ReplicaMonitor(Callback):
         self.last_result, self.last_pairs = result, pairs
         self.evaluated_now, self.is_stale = True, False
         if step > 0:
-            self.schedule.follow(signs=self.state is not RunState.CLEAN)
+            self._pace.follow(signs=self.state is not RunState.CLEAN)
         if newly is not None:
             rank_zero_info(newly.reason)
             self._teller.tell_onset(trainer, newly)

@@ -33,17 +33,15 @@ class Pace:
     def completed(self, trainer: Trainer) -> int | float:
         """Return how many epochs, steps or minutes are completed, as the schedule counts, between two epochs' ends."""
         if self.schedule.unit == "minutes":
-            return self._clock.elapsed(trainer, until=60 * self.schedule.next_due) / 60
+            return self._clock.elapsed(trainer, until=max(60 * self.schedule.next_due, self._affordable_at)) / 60
         return trainer.global_step if self.schedule.unit == "steps" else trainer.current_epoch
 
     def is_due(self, trainer: Trainer, completed: int | float) -> bool:
         """Return whether an evaluation is due after so many epochs, steps or minutes, and there is time for it."""
         if not self.schedule.is_due(completed):
             return False
-        if self._max_overhead is None:
-            return True
-        affordable_at = self._clock.affordable_at(self._max_overhead)
-        if self._clock.elapsed(trainer, until=affordable_at) >= affordable_at:
+        affordable_at = self._affordable_at
+        if self._max_overhead is None or self._clock.elapsed(trainer, until=affordable_at) >= affordable_at:
             return True
         if not self._has_held_back:
             self._has_held_back = True
@@ -64,6 +62,14 @@ class Pace:
         self._schedule_before = self.schedule.state_dict()
         self.schedule.take(completed)
         self._clock.spend(trainer, seconds)
+
+    def follow(self, *, signs: bool) -> None:
+        """Leave out due points, where the schedule is adaptive, or no longer.
+
+        Args:
+            signs: Whether the newest evaluation gave any sign of memorization.
+        """
+        self.schedule.follow(signs=signs)
 
     def extend(self, seconds: float) -> None:
         """Count more seconds as spent on the last evaluation; of one process, where nothing has to be agreed on."""
@@ -91,3 +97,9 @@ class Pace:
         self.schedule.load_state_dict(state["schedule"])
         if "clock" in state:
             self._clock.load_state_dict(state["clock"])
+        self._schedule_before = self.schedule.state_dict()
+
+    @property
+    def _affordable_at(self) -> float:
+        """From when on there is time for an evaluation, in elapsed seconds."""
+        return 0.0 if self._max_overhead is None else self._clock.affordable_at(self._max_overhead)

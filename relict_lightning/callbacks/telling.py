@@ -51,4 +51,4 @@ class Teller:
         except Exception as error:
             if self._stops:
                 raise
-            self._failures.report(error, doing=doing, step=trainer.global_step)
+            self._failures.report(error, doing=doing, step=trainer.global_step, folder=trainer.default_root_dir)

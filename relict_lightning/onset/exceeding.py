@@ -54,7 +54,8 @@ def exceeding(row: Sequence[Counts], *, tolerance: float) -> Exceeding | None:
         row: Evaluations in a row at which a test passed, the newest last, one to `MOST_POOLED`.
         tolerance: What the lower bound of the rate must exceed.
     """
-    for counts in (row[-1:], row):
+    for length in sorted({1, len(row)}):
+        counts = row[-length:]
         samples = sum(each.samples for each in counts)
         replicas = estimate_rate(sum(each.replicas for each in counts), samples)
         leaning = estimate_rate(sum(each.leaning for each in counts), samples)

@@ -26,7 +26,7 @@ Cochran and Armitage, or where more than half of the weight lies beyond a hundre
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -223,13 +223,7 @@ def score_forecasts(forecasts: Sequence[Forecast], *, onset_step: int) -> list[F
 
 def forecast_to_primitives(forecast: Forecast) -> dict[str, float | int]:
     """Return a forecast as a dictionary of primitives, from which `Forecast(**...)` makes it again."""
-    return {
-        "made_at": forecast.made_at,
-        "step": forecast.step,
-        "low": forecast.low,
-        "high": forecast.high,
-        "confidence": forecast.confidence,
-    }
+    return asdict(forecast)
 
 
 def _has_risen(logs: _Array, replicas: _Array, samples: _Array) -> bool:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from commanded_encoder import CommandedEncoder, give
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from noticed import Noticed, differences
@@ -175,7 +176,7 @@ class Follows(Callback):
         self.names: dict[int, list[str]] = {}
 
     def sample(self, module: Any, n: int, *, generator: torch.Generator) -> Tensor:
-        command = {4: "hold", 8: "hold", 16: "fail"}.get(module.global_step, "")
+        command = {5: "hold", 8: "hold", 16: "fail"}.get(module.global_step, "")
         give(self.commands, command)
         return torch.rand(n, 1, 16, 16, generator=generator)
 
@@ -208,31 +209,32 @@ def test_training_goes_on_meanwhile_waits_where_the_next_is_due_and_goes_on_afte
     give(commands, "")
     follows = Follows(commands, tmp_path / "kept")
     follows.monitor = monitor = ReplicaMonitor(
-        commanded, sampler=follows.sample, num_samples=4, at_steps=[4, 8, 12, 16],
+        commanded, sampler=follows.sample, num_samples=4, at_steps=[5, 8, 12, 16],
         evaluate_at_start=False, evaluate_at_end=False, background=True,
     )  # fmt: skip
 
     with pytest.warns(RelictWarning) as caught:
         train(monitor, follows, MemorizationCheckpoint(tmp_path / "kept", keep=4))
 
-    # Three steps were made while the first check was held, and the fourth waited for it.
-    assert follows.known[3:8] == [(0, 4), (0, 4), (0, 4), (0, 4), (1, 8)]
-    assert [evaluation.step for evaluation in monitor.history] == [4, 12]
+    # Two steps were made while the first check was held, and the third waited for it.
+    assert follows.known[4:8] == [(0, 5), (0, 5), (0, 5), (1, 8)]
+    assert [evaluation.step for evaluation in monitor.history] == [5, 12]
     assert monitor.history[0].measures["seconds_waiting"] >= 0.3
-    assert monitor.history[0].epoch == 0
+    assert monitor.history[0].epoch == 1
     # The process was killed in the second check and failed in the fourth; both are told at their steps.
     failures = [str(warning.message) for warning in caught if "failed at step" in str(warning.message)]
     assert len(failures) == monitor.failures == 2
     assert "failed at step 8 (CheckingProcessError" in failures[0]
     assert "was ended by signal 9" in failures[0]
-    assert "failed at step 16 (RuntimeError: a broken encoder)" in failures[1]
+    assert "failed at step 16 (RuntimeError). What it said is in" in failures[1]
+    assert "RuntimeError: a broken encoder" in (tmp_path / "relict_failures.txt").read_text()
     assert monitor.is_stale
     # Weights are saved where samples are drawn, named once it is known what they are, and dropped where it never is.
-    assert follows.names[5] == ["step=4-unchecked.ckpt"]
-    assert follows.names[9] == ["step=4-replicas=0-of-4.ckpt", "step=8-unchecked.ckpt"]
+    assert follows.names[6] == ["step=5-unchecked.ckpt"]
+    assert follows.names[9] == ["step=5-replicas=0-of-4.ckpt", "step=8-unchecked.ckpt"]
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
         "step=12-replicas=0-of-4.ckpt",
-        "step=4-replicas=0-of-4.ckpt",
+        "step=5-replicas=0-of-4.ckpt",
     ]
     assert follows.modes == {0o700}
 
@@ -244,25 +246,25 @@ class EndsAt(Callback):
         self.path, self.saves, self.fails = path, saves, fails
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        # In the hook in which samples are drawn at step 4: other callbacks may not know of them yet.
+        # In the hook in which samples are drawn at step 5: other callbacks may not know of them yet.
         if trainer.global_step == self.saves:
             trainer.save_checkpoint(self.path)
         if trainer.global_step == self.fails:
             raise ZeroDivisionError("diverged")
 
 
-@pytest.mark.parametrize(("saved_at", "goes_on"), [(4, {"background": True}), (4, {}), (5, {})])
+@pytest.mark.parametrize(("saved_at", "goes_on"), [(5, {"background": True}), (5, {}), (6, {})])
 def test_what_is_being_checked_when_a_run_is_saved_is_made_again_where_it_is_resumed(
     train, heads, commanded, commands, tmp_path, saved_at, goes_on
 ):
     def watching(**arguments: Any) -> tuple[ReplicaMonitor, MemorizationCheckpoint]:
         sampler = _copying_from_step(99, heads)
-        settings = {"num_samples": 4, "every_n_steps": 4, "evaluate_at_start": False}
+        settings = {"num_samples": 4, "at_steps": [5, 8, 12, 16], "evaluate_at_start": False}
         monitor = ReplicaMonitor(commanded, sampler=sampler, **settings, **arguments)
         return monitor, MemorizationCheckpoint(tmp_path / "kept", keep=5)
 
     give(commands, "hold")
-    ends = EndsAt(tmp_path / "saved.ckpt", saves=saved_at, fails=6)
+    ends = EndsAt(tmp_path / "saved.ckpt", saves=saved_at, fails=7)
     interrupted, resumed = watching(background=True), watching(**goes_on)
     with pytest.raises(ZeroDivisionError, match="diverged"):
         train(*interrupted, ends)
@@ -300,7 +302,7 @@ def test_a_run_that_is_told_to_end_waits_no_longer_and_what_was_awaited_is_made_
     def watching(**arguments: Any) -> ReplicaMonitor:
         sampler = _copying_from_step(99, heads)
         return ReplicaMonitor(
-            commanded, sampler=sampler, num_samples=4, every_n_steps=4, evaluate_at_start=False, **arguments
+            commanded, sampler=sampler, num_samples=4, at_steps=[5, 8, 12, 16], evaluate_at_start=False, **arguments
         )
 
     give(commands, "hold")
@@ -311,21 +313,37 @@ def test_a_run_that_is_told_to_end_waits_no_longer_and_what_was_awaited_is_made_
 
     train(resumed, resumes=tmp_path / "saved.ckpt")
 
-    assert (interrupted.history, interrupted.failures, interrupted.awaited_step) == ([], 0, 4)
+    assert (interrupted.history, interrupted.failures, interrupted.awaited_step) == ([], 0, 5)
     assert [evaluation.step for evaluation in resumed.history] == [8, 12, 16]
 
 
 def test_stopping_stops_at_the_first_step_at_which_onset_is_known(trainer, heads, detector, copying):
-    monitor = ReplicaMonitor(detector, num_samples=24, evaluate_at_start=False, background=True)
+    monitor = ReplicaMonitor(detector, num_samples=24, at_steps=[5, 8], evaluate_at_start=False, background=True)
     # An epoch takes four steps; minutes would not be enough for all of these.
     run = trainer(monitor, MemorizationStopping(verbose=False), max_epochs=100_000, max_time="00:00:02:00")
 
     run.fit(copying((0, 1.0)), heads.training_loader(), heads.heldout_loader())
 
-    assert [monitor.onset.step, monitor.onset.epoch] == [4, 0]
+    assert [monitor.onset.step, monitor.onset.epoch] == [5, 1]
     assert run.should_stop
     # The next was due at step 8.
     assert run.global_step == 8
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_strict_callbacks_find_what_the_start_found_at_the_end_of_the_first_epoch(
+    trainer, heads, detector, copying, tmp_path, validates
+):
+    monitor = ReplicaMonitor(detector, num_samples=8, every_n_epochs=2, background=True)
+    strict = EarlyStopping("relict/replica_rate", mode="min", patience=99)
+    best = ModelCheckpoint(tmp_path / "best", monitor="relict/replica_rate")
+
+    trainer(monitor, strict, best, max_epochs=3).fit(
+        copying(), heads.training_loader(), heads.heldout_loader() if validates else None
+    )
+
+    assert [evaluation.step for evaluation in monitor.history] == [0, 8, 12]
+    assert best.best_model_score == 0.0
 
 
 def test_a_dry_run_checks_while_training_waits_and_says_nothing(trainer, heads, monitor, copying):

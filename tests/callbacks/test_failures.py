@@ -1,11 +1,13 @@
 """Looking at a run may fail; the run goes on, and nobody is told a wrong number."""
 
+import stat
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor, nn
 
@@ -44,7 +46,7 @@ def test_training_goes_on_with_the_last_numbers_which_are_marked_as_stale(
     run = trainer(watching, shown, max_epochs=4)
 
     with pytest.warns(
-        RelictWarning, match=r"failed at step 8 \(RuntimeError: no memory\)\. Training goes on"
+        RelictWarning, match=r"failed at step 8 \(RuntimeError\)\. What it said is in .*Training goes on"
     ) as caught:
         run.fit(copying((8, 1.0)), heads.training_loader(), heads.heldout_loader() if validates else None)
 
@@ -61,7 +63,7 @@ def test_a_failure_at_a_step_is_marked_too_and_onset_is_found_at_the_next(traine
     watching = monitor(every_n_steps=4, sampler=_failing_at(8, error=RuntimeError("no memory")))
     run = trainer(watching, MemorizationStopping(), max_epochs=9)
 
-    with pytest.warns(RelictWarning, match="no memory"):
+    with pytest.warns(RelictWarning, match="failed at step 8"):
         run.fit(copying((8, 1.0)), heads.training_loader())
 
     assert watching.onset.step == run.global_step == 12
@@ -96,6 +98,46 @@ def test_a_sampler_that_goes_wrong_later_is_reported_and_does_not_kill_training(
     assert run.global_step == 8
 
 
+def test_what_may_name_a_patient_is_told_in_a_local_file_only(trainer, heads, monitor, copying, tmp_path, capsys):
+    error = FileNotFoundError("no mask of /data/Miller_Anna.nii.gz")
+    watching = monitor(num_samples=8, sampler=_failing_at(4, 8, error=error))
+
+    with pytest.warns(RelictWarning) as caught:
+        trainer(watching).fit(copying(), heads.training_loader(), heads.heldout_loader())
+
+    (said,) = [str(warning.message) for warning in caught if warning.category is RelictWarning]
+    path = tmp_path / "relict_failures.txt"
+    assert f"failed at step 4 (FileNotFoundError). What it said is in {path}, a local file" in said
+    captured = capsys.readouterr()
+    assert "Miller" not in said + captured.out + captured.err
+    written = path.read_text()
+    assert written.startswith("An evaluation of ReplicaMonitor failed at step 4.\nTraceback")
+    assert written.count("FileNotFoundError: no mask of /data/Miller_Anna.nii.gz") == 1
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_failure_is_told_also_where_nothing_can_be_written(trainer, heads, monitor, copying, tmp_path):
+    (tmp_path / "relict_failures.txt").mkdir()
+    watching = monitor(num_samples=8, sampler=_failing_at(4, error=RuntimeError("no memory")))
+
+    with pytest.warns(
+        RelictWarning, match=r"\(RuntimeError\)\. What it said could not be written to .*Training goes on"
+    ):
+        trainer(watching).fit(copying(), heads.training_loader(), heads.heldout_loader())
+
+
+@pytest.mark.parametrize("monitored", [{"every_n_epochs": 2}, {"every_n_steps": 7}])
+def test_where_the_start_fails_the_end_of_the_first_epoch_makes_up_for_it(trainer, heads, monitor, copying, monitored):
+    watching = monitor(num_samples=8, sampler=_failing_at(0, error=RuntimeError("no memory")), **monitored)
+    strict = EarlyStopping("relict/replica_rate", mode="min", patience=99)
+
+    with pytest.warns(RelictWarning, match="failed at step 0"):
+        trainer(watching, strict, max_epochs=3).fit(copying(), heads.training_loader(), heads.heldout_loader())
+
+    due = [8, 12] if "every_n_epochs" in monitored else [7, 12]
+    assert [evaluation.step for evaluation in watching.history] == [4, *due]
+
+
 def test_errors_stop_training_where_that_is_wanted(trainer, heads, monitor, copying):
     watching = monitor(num_samples=8, on_error="raise", sampler=_failing_at(4, error=RuntimeError("no memory")))
 
@@ -120,7 +162,7 @@ def test_an_encoder_that_fails_does_not_kill_training(trainer, heads, monitor, c
     monkeypatch.setattr(FailingEncoder, "fails", True)
     run.callbacks.insert(0, watching)
 
-    with pytest.warns(RelictWarning, match="a broken encoder"):
+    with pytest.warns(RelictWarning, match=r"failed at step 0 \(RuntimeError\)"):
         run.fit(copying(), heads.training_loader(), heads.heldout_loader())
 
     assert run.global_step == 8
@@ -139,7 +181,7 @@ def test_a_logger_that_fails_loses_no_evaluation(trainer, heads, monitor, copyin
     logger: Logger = FullDisk(tmp_path)
     watching = monitor()
 
-    with pytest.warns(RelictWarning, match=r"Writing to the loggers failed at step 0 \(OSError: No space left"):
+    with pytest.warns(RelictWarning, match=r"Writing to the loggers failed at step 0 \(OSError\)"):
         trainer(watching, logger=logger, max_epochs=3).fit(
             copying((8, 1.0)), heads.training_loader(), heads.heldout_loader()
         )

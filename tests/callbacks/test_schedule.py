@@ -252,6 +252,20 @@ def test_strict_early_stopping_and_checkpoints_find_the_rate_in_the_first_epoch_
     assert callbacks[2].best_model_score == 0.0
 
 
+def test_model_checkpoint_by_steps_finds_the_rate_of_the_start_from_the_first_step_on(
+    trainer, heads, monitor, copying, tmp_path
+):
+    keeper = ModelCheckpoint(tmp_path / "best", monitor=RATE, every_n_train_steps=2, filename="{step}")
+    flags = ValuesAtEpochEnds("relict/evaluated")
+
+    trainer(monitor(num_samples=8, every_n_steps=6), keeper, flags, max_epochs=1).fit(
+        copying(), heads.training_loader(), heads.heldout_loader()
+    )
+
+    assert keeper.best_model_path.endswith("step=2.ckpt")
+    assert flags.values == [0.0]
+
+
 def test_an_adaptive_schedule_is_dense_from_the_first_sign_on(trainer, heads, monitor, copying):
     watching = monitor(num_samples=24, every_n_steps=1, adaptive=True)
 

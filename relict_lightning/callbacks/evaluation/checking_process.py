@@ -71,7 +71,8 @@ def main(descriptor: int, folder: str, *, parent: int, threads: int) -> None:
         serve(connection, Path(folder))
     except (EOFError, OSError):
         # The other end is closed, by a process that is about to end this one, or is just about to be gone: to leave
-        # now would be to leave the folder.
+        # now would be to leave the folder. Where it is neither, it learns of it by this end.
+        connection.close()
         ending.join()
 
 
@@ -120,12 +121,12 @@ def _answer(act: Callable[[], Checked]) -> Answer:
 
 
 def _as_sent(error: Exception) -> Exception:
-    """Return an error that can be sent: itself, or else one that says the same."""
+    """Return an error that can be sent: itself, or else one that names its kind."""
     try:
-        sent = pickle.loads(pickle.dumps(error))  # noqa: S301 - made in this line
+        can_be_sent = type(pickle.loads(pickle.dumps(error))) is type(error)  # noqa: S301 - made in this line
     except Exception:  # noqa: BLE001 - an error may hold anything
-        return CheckingProcessError(f"{type(error).__name__}: {error}")
-    return error if type(sent) is type(error) else CheckingProcessError(f"{type(error).__name__}: {error}")
+        can_be_sent = False
+    return error if can_be_sent else CheckingProcessError(f"Checking the samples failed by a {type(error).__name__}.")
 
 
 def _end_with(parent: int, folder: str) -> None:

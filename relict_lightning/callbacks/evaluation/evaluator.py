@@ -170,6 +170,8 @@ class Evaluator:
 
         Raises:
             SamplerError: If the samples are not what was asked for.
+            OtherProcessError: If it failed on another process.
+            DrawingInterrupted: If the trainer has received SIGTERM on any process.
         """
         self._measured_again += 1
         samples, _ = self._draw(trainer, module, evaluation=_FRESH + self._measured_again)

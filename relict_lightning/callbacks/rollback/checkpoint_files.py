@@ -1,5 +1,6 @@
 """The files of checkpoints: written, renamed and removed, with training going on where that fails."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -50,7 +51,7 @@ class CheckpointFiles:
         # Lightning passes over a missing permission without a word; and it may write in the background.
         in_background = isinstance(trainer.strategy.checkpoint_io, AsyncCheckpointIO)
         looks = trainer.is_global_zero and not in_background
-        written = failure is None and (not looks or path.is_dir() or _stamp(path) not in (None, stamp))
+        written = failure is None and (not looks or _is_folder(path) or _stamp(path) not in (None, stamp))
         if trainer.strategy.reduce_boolean_decision(written, all=True):
             self._written.add(str(path))
             return True
@@ -67,6 +68,11 @@ class CheckpointFiles:
         if unchecked.path in self._written:
             self._written.add(renamed)
         return renamed
+
+    def existing(self, trainer: Trainer, paths: Sequence[str]) -> list[str]:
+        """Return which checkpoints exist, as the process sees it that writes them."""
+        there: list[str] = trainer.strategy.broadcast([path for path in paths if _stamp(Path(path)) is not None])
+        return there
 
     def remove(self, trainer: Trainer, path: str) -> None:
         """Remove a checkpoint."""
@@ -86,5 +92,15 @@ class CheckpointFiles:
 
 
 def _stamp(path: Path) -> int | None:
-    """Return when a file was written; None where there is none."""
-    return path.stat().st_mtime_ns if path.is_file() else None
+    """Return when a file was written; None where there is none, or none that can be seen."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

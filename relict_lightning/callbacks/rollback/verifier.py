@@ -11,6 +11,7 @@ from relict_lightning.callbacks.agreement import together
 from relict_lightning.callbacks.rollback.kept import KeptCheckpoint
 from relict_lightning.callbacks.rollback.verification import Finding, Verification, asks_for_more, judge
 from relict_lightning.callbacks.rollback.weights import load_weights, loads_weights_alone, own_state, read_checkpoint
+from relict_lightning.errors import DrawingInterrupted
 from relict_lightning.onset import Onset
 from relict_lightning.results import DetectionResult
 
@@ -56,6 +57,9 @@ class Verifier:
             onset: The onset that the checkpoint lies before.
             tolerance: Replica rate that is put up with.
             alpha: Level of the test for leaning, as `judge` takes it.
+
+        Raises:
+            DrawingInterrupted: If the run is told to end.
         """
         if not loads_weights_alone(trainer.strategy):
             name = type(trainer.strategy).__name__
@@ -63,7 +67,9 @@ class Verifier:
         rank_zero_info(f"Verifying {checkpoint.path} with fresh samples.")
         try:
             content = read_checkpoint(trainer, checkpoint.path, trusted=self._trusts(checkpoint.path))
-            own = own_state(trainer, module, content)
+            own = together(
+                trainer, lambda: own_state(trainer, module, content), doing="Keeping the weights under training"
+            )
         except Exception as error:  # noqa: BLE001 - told in the advice
             return _failed(f"reading it failed, {_first_line(error)}")
         self.own_weights = own["state_dict"]
@@ -75,6 +81,8 @@ class Verifier:
             try:
                 draw = partial(measure, trainer, module)
                 return _measured(checkpoint, draw, onset=onset, tolerance=tolerance, alpha=alpha)
+            except DrawingInterrupted:
+                raise
             except Exception as error:  # noqa: BLE001 - told in the advice
                 # By its kind alone: an error about images may name a patient, and what is said may leave the machine.
                 return _failed(f"measuring failed with {type(error).__name__}")
