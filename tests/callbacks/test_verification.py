@@ -1,5 +1,6 @@
 """The checkpoint to go back to is verified with fresh samples, and put back where that is asked for."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping, ReplicaMonitor
+from relict_lightning.callbacks.rollback import checkpoint_files
 from relict_lightning.callbacks.rollback.kept import KeptCheckpoint, choose_of_tried, from_primitives, to_primitives
 from relict_lightning.callbacks.rollback.verification import Finding, Verification, asks_for_more, judge
 from relict_lightning.errors import RelictWarning
@@ -327,6 +330,94 @@ def test_a_checkpoint_saved_while_verifying_holds_the_weights_of_training(traine
     assert torch.load(tmp_path / "hpc.ckpt", weights_only=True)["state_dict"]["steps_taken"] == 12
     run.save_checkpoint(tmp_path / "later.ckpt")
     assert torch.load(tmp_path / "later.ckpt", weights_only=True)["state_dict"]["steps_taken"] == 16
+
+
+class EndsWhileVerifying(ReplicaMonitor):
+    """Its run is saved while fresh samples are drawn for the first time, or told to end then."""
+
+    def __init__(self, *arguments: Any, path: Path | None = None, is_told_to_end: bool = False, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.path, self.is_told_to_end = path, is_told_to_end
+        self.drawn_again = 0
+
+    def measure_again(self, trainer: Any, pl_module: Any) -> DetectionResult:
+        self.drawn_again += 1
+        if self.is_told_to_end:
+            trainer._signal_connector.received_sigterm = True
+        elif self.path is not None and self.drawn_again == 1:
+            trainer.save_checkpoint(self.path)
+        return super().measure_again(trainer, pl_module)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("is_told_to_end", [False, True], ids=["saved", "told to end"])
+def test_a_run_that_ends_while_verifying_names_its_checkpoint_when_it_is_resumed(
+    trainer, heads, detector, copying, tmp_path, is_told_to_end
+):
+    path = tmp_path / "ended.ckpt"
+    watching = EndsWhileVerifying(detector, num_samples=48, path=path, is_told_to_end=is_told_to_end)
+    first = MemorizationCheckpoint(tmp_path / "kept", restore=True)
+    ends = pytest.raises(SIGTERMException) if is_told_to_end else contextlib.nullcontext()
+    with ends:
+        trainer(watching, first, max_epochs=4).fit(copying((12, 1.0)), heads.training_loader())
+    assert (first.best is None) == is_told_to_end
+
+    resumed, keeper = (
+        EndsWhileVerifying(detector, num_samples=48),
+        MemorizationCheckpoint(tmp_path / "kept", restore=True),
+    )
+    trainer(resumed, keeper, max_epochs=5).fit(copying((12, 1.0)), heads.training_loader(), ckpt_path=path)
+
+    assert resumed.drawn_again >= 1
+    assert (keeper.best.step, keeper.best.is_verified, keeper.restored) == (8, True, True)
+
+
+@pytest.mark.parametrize("comes_first", ["the other", "this one"])
+def test_what_another_checkpoint_saved_before_it_was_kept_is_kept_when_the_run_is_resumed(
+    trainer, heads, monitor, copying, tmp_path, comes_first
+):
+    def keepers() -> list[Any]:
+        other = ModelCheckpoint(tmp_path / "every", filename="{step}", save_top_k=-1)
+        both = [MemorizationCheckpoint(tmp_path / "kept"), other]
+        return both if comes_first == "this one" else both[::-1]
+
+    trainer(monitor(), *keepers(), max_epochs=2).fit(copying((12, 1.0)), heads.training_loader())
+
+    both = keepers()
+    trainer(monitor(), *both, max_epochs=4).fit(
+        copying((12, 1.0)), heads.training_loader(), ckpt_path=tmp_path / "every" / "step=8.ckpt"
+    )
+
+    (keeper,) = [one for one in both if isinstance(one, MemorizationCheckpoint)]
+    assert [checkpoint.step for checkpoint in keeper.kept] == [4, 8]
+    assert keeper.best.step == 8
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_looked_into_holds_no_checkpoint(monkeypatch, tmp_path):
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+
+    assert checkpoint_files._stamp(tmp_path / "kept" / "step=4.ckpt") is None
+    assert not checkpoint_files._is_folder(tmp_path / "kept")
+
+
+def test_the_report_names_the_checkpoint_also_where_onset_is_found_at_the_end(
+    trainer, heads, monitor, copying, tmp_path
+):
+    keeper, path = MemorizationCheckpoint(tmp_path / "kept"), tmp_path / "report.html"
+
+    trainer(monitor(every_n_epochs=2, report_path=path), keeper, max_epochs=3).fit(
+        copying((12, 1.0)), heads.training_loader()
+    )
+
+    assert keeper.best.step == 8
+    assert Path(keeper.best.path).name in path.read_text()
 
 
 class LoadsItsOwnWay(SingleDeviceStrategy):
