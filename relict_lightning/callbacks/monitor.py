@@ -219,6 +219,7 @@ class ReplicaMonitor(Callback):
         self.is_stale = False
         self._stands_as_new = False
         self._shown_at_a_step = False
+        self._tried_at: int | None = None
         self._shown_in_epoch: int | None = None
 
     @property
@@ -390,7 +391,7 @@ class ReplicaMonitor(Callback):
         # Strict callbacks fail without a value: where there is none yet, training waits for what the start has found.
         self._receive(trainer, waits=not self.history)
         counts_epochs = self.schedule.unit == "epochs"
-        if self.evaluate_at_start and not self.history:
+        if self.evaluate_at_start and not self.history and self._tried_at != trainer.global_step:
             # That of the start failed.
             completed_now = completed if counts_epochs else self._pace.completed(trainer)
             self._evaluate(trainer, pl_module, moment=moment, completed=completed_now)
@@ -438,6 +439,7 @@ class ReplicaMonitor(Callback):
     ) -> None:
         """Evaluate the weights that a checkpoint saved now would hold, and write what is found to the loggers."""
         started = time.perf_counter()
+        self._tried_at = trainer.global_step
         occasion = self._evaluator.occasion(trainer, completed=completed)
         try:
             found = self._evaluator.evaluate(trainer, pl_module, occasion, number=len(self.history), moment=moment)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback
 
 from relict_lightning import MemorizationCheckpoint, MemorizationStopping
 from relict_lightning.errors import RelictWarning
@@ -144,15 +144,22 @@ def test_kept_checkpoints_are_taken_over_as_far_as_they_still_exist(trainer, hea
     run = trainer(monitor(), first, max_epochs=2)
     run.fit(copying((12, 1.0)), *loaders)
     run.save_checkpoint(tmp_path / "halfway.ckpt")
-    resumed, bereft = MemorizationCheckpoint(tmp_path / "kept"), MemorizationCheckpoint(tmp_path / "kept")
 
-    resumed.load_state_dict(first.state_dict())
+    def taken_over() -> list[Any]:
+        keeper, kept = MemorizationCheckpoint(tmp_path / "kept"), []
+        looks = LambdaCallback(on_train_batch_start=lambda *_: kept.append(list(keeper.kept)))
+        trainer(monitor(), keeper, looks, max_epochs=3).fit(
+            copying((12, 1.0)), *loaders, ckpt_path=tmp_path / "halfway.ckpt"
+        )
+        return kept[0]
+
+    both = taken_over()
     (tmp_path / "kept" / "step=8-replicas=0-of-48.ckpt").unlink()
-    bereft.load_state_dict(first.state_dict())
+    one = taken_over()
 
-    assert resumed.kept == first.kept
-    assert [checkpoint.step for checkpoint in resumed.kept] == [4, 8]
-    assert [checkpoint.step for checkpoint in bereft.kept] == [4]
+    assert both == first.kept
+    assert [checkpoint.step for checkpoint in both] == [4, 8]
+    assert [checkpoint.step for checkpoint in one] == [4]
 
 
 def test_two_monitors_keep_two_histories(trainer, heads, monitor, copying, tmp_path):
