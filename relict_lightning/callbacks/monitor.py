@@ -90,8 +90,8 @@ class ReplicaMonitor(Callback):
             at the end do not wait. None sets no bound.
         on_error: What an evaluation or a logger that fails does to training: "warn" goes on with the last numbers,
             which are marked as stale, and tells what happened in the local file `relict_failures.txt` in the trainer's
-            `default_root_dir`, because it may name a patient; "raise" stops. What is found wrong before the first step stops in any case:
-            images that cannot be read, a sampler that is missing or returns something else.
+            `default_root_dir`, because it may name a patient; "raise" stops. What is found wrong before the first step
+            stops in any case: images that cannot be read, a sampler that is missing or returns something else.
         evaluate_at_start: Whether to evaluate before the first step.
         evaluate_at_end: Whether to evaluate the final weights where the last evaluation saw earlier ones.
         background: Whether samples are checked on the CPU, in a process of its own, while training goes on, which then
