@@ -389,16 +389,21 @@ class ReplicaMonitor(Callback):
     def _end_of_epoch(self, trainer: Trainer, pl_module: LightningModule, *, completed: int, moment: Moment) -> None:
         """Evaluate if it is due, or the start's failed; show the new values, or the last ones again."""
         self.evaluated_now = False
-        # Strict callbacks fail without a value: where there is none yet, training waits for what the start has found.
+        # Strict callbacks fail without a value: as long as there is none, training waits for what is being checked.
         self._receive(trainer, waits=not self.history)
         counts_epochs = self.schedule.unit == "epochs"
-        if self.evaluate_at_start and not self.history and self._tried_at != trainer.global_step:
-            # That of the start failed.
+        if self._start_is_owed and self._tried_at != trainer.global_step:
             completed_now = completed if counts_epochs else self._pace.completed(trainer)
             self._evaluate(trainer, pl_module, moment=moment, completed=completed_now)
         elif counts_epochs and self._is_due(trainer, completed):
             self._evaluate(trainer, pl_module, moment=moment, completed=completed)
+        self._receive(trainer, waits=not self.history)
         self._show(trainer, pl_module)
+
+    @property
+    def _start_is_owed(self) -> bool:
+        """Whether the evaluation at the start failed, and none has made up for it."""
+        return self.evaluate_at_start and not self.history and self.awaited_step is None
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the last values to other callbacks: early stopping and checkpoints expect some at every epoch.

@@ -330,11 +330,18 @@ def test_stopping_stops_at_the_first_step_at_which_onset_is_known(trainer, heads
     assert run.global_step == 8
 
 
-@pytest.mark.parametrize("validates", [True, False])
-def test_strict_callbacks_find_what_the_start_found_at_the_end_of_the_first_epoch(
-    trainer, heads, detector, copying, tmp_path, validates
+@pytest.mark.parametrize(
+    ("watched", "validates", "steps"),
+    [
+        pytest.param({"every_n_epochs": 2}, True, [0, 8, 12], id="of the start"),
+        pytest.param({"evaluate_at_start": False}, False, [4, 8, 12], id="of the end of the first epoch"),
+        pytest.param({"at_steps": [3], "evaluate_at_start": False}, True, [3, 12], id="of a step"),
+    ],
+)
+def test_strict_callbacks_find_a_value_at_the_end_of_the_first_epoch(
+    trainer, heads, detector, copying, tmp_path, watched, validates, steps
 ):
-    monitor = ReplicaMonitor(detector, num_samples=8, every_n_epochs=2, background=True)
+    monitor = ReplicaMonitor(detector, num_samples=8, background=True, **watched)
     strict = EarlyStopping("relict/replica_rate", mode="min", patience=99)
     best = ModelCheckpoint(tmp_path / "best", monitor="relict/replica_rate")
 
@@ -342,8 +349,24 @@ def test_strict_callbacks_find_what_the_start_found_at_the_end_of_the_first_epoc
         copying(), heads.training_loader(), heads.heldout_loader() if validates else None
     )
 
-    assert [evaluation.step for evaluation in monitor.history] == [0, 8, 12]
+    assert [evaluation.step for evaluation in monitor.history] == steps
     assert best.best_model_score == 0.0
+
+
+def test_where_the_check_of_the_start_fails_the_end_of_the_first_epoch_makes_up_for_it(
+    trainer, commanded, commands, heads, copying
+):
+    def sample(module: Any, n: int, *, generator: torch.Generator) -> Tensor:
+        give(commands, "" if module.global_step else "fail")
+        return module.sample(n, generator=generator)
+
+    monitor = ReplicaMonitor(commanded, sampler=sample, num_samples=8, every_n_epochs=2, background=True)
+    strict = EarlyStopping("relict/replica_rate", mode="min", patience=99)
+
+    with pytest.warns(RelictWarning, match="failed at step 0"):
+        trainer(monitor, strict, max_epochs=3).fit(copying(), heads.training_loader())
+
+    assert [evaluation.step for evaluation in monitor.history] == [4, 8, 12]
 
 
 def test_a_dry_run_checks_while_training_waits_and_says_nothing(trainer, heads, monitor, copying):
