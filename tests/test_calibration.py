@@ -120,7 +120,7 @@ def test_a_control_that_does_not_vary_does_not_blow_scores_up():
 @pytest.mark.parametrize(("levels", "size", "led"), [(1, 9, False), (3, 19, False), (3, 19, True), (3, 40, True)])
 def test_p_values_of_exchangeable_samples_are_super_uniform(levels, size, led):
     rng = np.random.default_rng(0)
-    repeats = 1200
+    repeats = 2500
     p_values = np.empty(repeats)
 
     for repeat in range(repeats):
